@@ -1,0 +1,100 @@
+// The engine's interface: sizes, pointers, and a table of functions for each instruction set.
+//
+// Plain C-style; knows nothing of Python.  The caller owns every array and has checked every size;
+// the engine owns what it packs.  All arrays are float32, C-contiguous, not overlapping.
+//
+//   T time steps   B batch   I input size   H hidden size   D directions (1 or 2)   G gates
+#pragma once
+
+#include <cstdint>
+
+namespace unspool {
+
+enum class Cell : int { rnn_tanh = 0, rnn_relu = 1, lstm = 2, gru = 3 };
+
+struct Sizes {
+  Cell cell;
+  int64_t directions;  // D
+  int64_t gates;       // G
+  int64_t input;       // I
+  int64_t hidden;      // H
+};
+
+// The weights of one direction, as torch lays them out.  Read while packing, not kept.
+struct Weights {
+  const float* input;           // (G*H, I)
+  const float* recurrent;       // (G*H, H)
+  const float* bias;            // (G*H,)
+  const float* candidate_bias;  // (H,)  GRU only, else null
+};
+
+// What every run of a layer is given.
+struct Run {
+  int64_t time, batch;
+  const float* x;               // (T, B, I)
+  const float* hidden;          // (D, B, H)  before the first step; null: zeros
+  const float* cell;            // (D, B, H)  LSTM; null: zeros
+  const int64_t* lengths;       // (B,)  0…T; null: all T
+  const uint8_t* resets;        // (T, B)  1 cuts between t-1 and t; null: none
+  const float* reset_hidden;    // (D, B, H)  what a cut puts there; null: zeros
+  const float* reset_cell;      // (D, B, H)  LSTM; null: zeros
+  const float* recurrent_mask;  // (D, B, H)  multiplies h before the recurrent weights; null: none
+};
+
+// What the forward pass writes, every element of it.
+struct Forward {
+  float* hidden;               // (T, B, D, H)
+  float* gates;                // (T, B, D, G, H)  null: no trace is kept
+  float* cell;                 // (T, B, D, H)  LSTM's trace; null without one
+  float* recurrent_candidate;  // (T, B, D, H)  GRU's trace; null without one
+  float* final_hidden;         // (D, B, H)
+  float* final_cell;           // (D, B, H)  LSTM, else null
+};
+
+// The trace that the forward pass wrote, and what arrives from above.
+struct Arriving {
+  const float* hidden;               // (T, B, D, H)
+  const float* gates;                // (T, B, D, G, H)
+  const float* cell;                 // (T, B, D, H)  LSTM
+  const float* recurrent_candidate;  // (T, B, D, H)  GRU
+  const float* d_hidden;             // (T, B, D, H)  at every output; null: zeros
+  const float* d_final_hidden;       // (D, B, H)  at the final state; null: zeros
+  const float* d_final_cell;         // (D, B, H)  LSTM; null: zeros
+};
+
+// What the backward pass writes, every element of it.
+struct Backward {
+  float* d_x;                  // (T, B, I)
+  float* d_input[2];           // (G*H, I)  a direction
+  float* d_recurrent[2];       // (G*H, H)
+  float* d_bias[2];            // (G*H,)
+  float* d_candidate_bias[2];  // (H,)  GRU, else null
+  float* d_initial_hidden;     // (D, B, H)
+  float* d_initial_cell;       // (D, B, H)  LSTM, else null
+  float* d_reset_hidden;       // (D, B, H)
+  float* d_reset_cell;         // (D, B, H)  LSTM, else null
+  float* flow_hidden;          // (T, B, D, H)
+  float* flow_cell;            // (T, B, D, H)  LSTM, else null
+  float* flow_preactivation;   // (T, B, D, G, H)
+};
+
+struct Packed;  // a layer's weights in the layout of one instruction set
+
+// One instruction set's functions.  Each returns false, or null, when memory runs out.
+struct Engine {
+  const char* name;
+  Packed* (*pack)(const Sizes& sizes, const Weights* weights);  // weights[D]
+  void (*release)(Packed* packed);
+  bool (*forward)(const Packed& packed, const Run& run, const Forward& out, int threads);
+  bool (*backward)(const Packed& packed, const Run& run, const Arriving& in, const Backward& out,
+                   int threads);
+};
+
+// The best engine that this machine runs, or the one that `wanted` names.
+// Null when `wanted` is not built in or cannot run here.
+const Engine* choose_engine(const char* wanted);
+
+// The names of the engines that are built in and run here, best first; null-terminated.
+const char* const* engine_names();
+
+}  // namespace unspool

@@ -1,0 +1,127 @@
+#include "pool.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+
+namespace unspool {
+namespace {
+
+constexpr int kMost = 64;  // workers at the most
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+struct Job {
+  void (*body)(void*, int64_t);
+  void* context;
+  int64_t items;
+};
+
+class Pool {
+ public:
+  // Runs the job, or returns false when another caller holds the pool.
+  bool run(const Job& job, int threads) {
+    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+    if (!turn.owns_lock()) return false;
+    while (workers_ < threads - 1 && workers_ < kMost) {
+      try {
+        std::thread([this, index = workers_] { work(index); }).detach();
+      } catch (const std::system_error&) {
+        break;  // no more threads to be had: fewer do the same work, to the same bits
+      }
+      ++workers_;
+    }
+    const int helpers = threads - 1 < workers_ ? threads - 1 : workers_;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = job;
+      next_.store(0);
+      pending_.store(helpers);
+      helpers_ = helpers;
+      generation_.fetch_add(1);
+    }
+    wake_.notify_all();
+    take();
+    // A helper that has not woken yet would find nothing left; wait for the others to finish.
+    for (int spin = 0; pending_.load(std::memory_order_acquire) > 0; ++spin) {
+      if (spin < 2000) {
+        pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+    return true;
+  }
+
+ private:
+  void take() {
+    for (;;) {
+      const int64_t item = next_.fetch_add(1);
+      if (item >= job_.items) return;
+      job_.body(job_.context, item);
+    }
+  }
+
+  void work(int index) {
+    uint64_t seen = 0;
+    for (;;) {
+      // Layer calls follow one another closely in training: look for the next a moment before
+      // sleeping.
+      for (int spin = 0; spin < 400 && generation_.load() == seen; ++spin) pause();
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return generation_.load() != seen; });
+        seen = generation_.load();
+        if (index >= helpers_) continue;
+      }
+      take();
+      pending_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex turn_;   // held by the caller whose job runs
+  std::mutex mutex_;  // guards job_, helpers_ and sleeping
+  std::condition_variable wake_;
+  Job job_{};
+  std::atomic<int64_t> next_{0};
+  std::atomic<int> pending_{0};
+  std::atomic<uint64_t> generation_{0};
+  int helpers_ = 0;
+  int workers_ = 0;
+};
+
+// Never destroyed: detached workers may outlive main.  After a fork the child has none of the
+// workers and locks in any state, so a fresh pool takes the old one's place.
+alignas(Pool) unsigned char storage[sizeof(Pool)];
+Pool* pool = nullptr;
+std::once_flag once;
+
+void renew() { pool = new (storage) Pool; }
+
+}  // namespace
+
+void parallel(int64_t items, int threads, void (*body)(void*, int64_t), void* context) {
+  if (threads > items) threads = static_cast<int>(items);
+  if (threads > 1) {
+    std::call_once(once, [] {
+      renew();
+      pthread_atfork(nullptr, nullptr, renew);
+    });
+    if (pool->run(Job{body, context, items}, threads)) return;
+  }
+  for (int64_t item = 0; item < items; ++item) body(context, item);
+}
+
+}  // namespace unspool

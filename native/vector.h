@@ -1,0 +1,131 @@
+// A vector of W floats, and the few operations that the engine needs of it.
+//
+// Included by engine.cpp alone, which is compiled once an instruction set.  Everything is in an
+// unnamed namespace: a function compiled for AVX-512 must never stand in for its namesake.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace unspool {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int64_t W = 16;
+constexpr int kRows = 6;  // rows of a tile: 24 accumulators of 32 registers
+#elif defined(__AVX2__)
+constexpr int64_t W = 8;
+constexpr int kRows = 3;  // 12 accumulators of 16 registers
+#elif defined(__aarch64__)
+constexpr int64_t W = 4;
+constexpr int kRows = 6;
+#else
+constexpr int64_t W = 4;
+constexpr int kRows = 3;
+#endif
+
+typedef float Vec __attribute__((vector_size(W * 4)));
+typedef int32_t IntVec __attribute__((vector_size(W * 4)));
+typedef float LooseVec __attribute__((vector_size(W * 4), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
+inline Vec splat(float a) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(a);
+#elif defined(__AVX2__)
+  return _mm256_set1_ps(a);
+#elif defined(__aarch64__)
+  return vdupq_n_f32(a);
+#else
+  return Vec{a, a, a, a};
+#endif
+}
+
+// Keeps v in a register: without it the compiler would load a tile's right operand anew for each row,
+// and the loads, not the arithmetic, would set the pace.
+inline void hold([[maybe_unused]] Vec& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#endif
+}
+
+// The first `lanes` floats; the other lanes are 0.
+inline Vec load(const float* p, int64_t lanes) {
+  if (lanes >= W) return load(p);
+  float part[W] = {};
+  std::memcpy(part, p, static_cast<size_t>(lanes) * sizeof(float));
+  return load(part);
+}
+
+inline void store(float* p, Vec v, int64_t lanes) {
+  if (lanes >= W) return store(p, v);
+  float part[W];
+  store(part, v);
+  std::memcpy(p, part, static_cast<size_t>(lanes) * sizeof(float));
+}
+
+// a * b + c, rounded once where the machine can.  Named, never left to the compiler: the same
+// element must be summed the same way in every tile shape.
+inline Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+
+// e^x for |x| < 88: 2^n * (1 + r + r^2 q(r)), q a minimax polynomial of degree 4 on ±ln(2)/2
+// (relative error 3.3e-9 before rounding).  Outside, the end's value; a NaN stays a NaN.
+inline Vec exp(Vec x) {
+  const Vec low = splat(-87.0f), high = splat(88.0f);
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec n = fma(x, splat(1.44269504f), magic) - magic;
+  Vec r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
+  Vec q = splat(1.3813144699752482e-03f);
+  q = fma(q, r, splat(8.369418827166101e-03f));
+  q = fma(q, r, splat(4.166845678427876e-02f));
+  q = fma(q, r, splat(1.666651479149459e-01f));
+  q = fma(q, r, splat(4.9999993050733915e-01f));
+  const Vec y = fma(q, r * r, r) + 1.0f;
+  const IntVec exponent = (__builtin_convertvector(n, IntVec) + 127) << 23;
+  Vec scale;
+  std::memcpy(&scale, &exponent, sizeof scale);
+  return y * scale;
+}
+
+inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
+
+// x + x^3 q(x^2) near 0, where 1 - 2 / (1 + e^{2x}) would lose its digits; that elsewhere.
+inline Vec tanh(Vec x) {
+  const Vec magnitude = x < 0.0f ? -x : x;
+  const Vec s = x * x;
+  Vec q = splat(2.1475401048356023e-03f);
+  q = fma(q, s, splat(-8.182677667963332e-03f));
+  q = fma(q, s, splat(2.170296878176687e-02f));
+  q = fma(q, s, splat(-5.394720460814864e-02f));
+  q = fma(q, s, splat(1.3333209766848253e-01f));
+  q = fma(q, s, splat(-3.3333330906765046e-01f));
+  const Vec small = fma(q * s, x, x);
+  Vec large = 1.0f - 2.0f / (1.0f + exp(2.0f * magnitude));
+  large = x < 0.0f ? -large : large;
+  return magnitude < 0.625f ? small : large;
+}
+
+}  // namespace
+}  // namespace unspool

@@ -1,0 +1,3 @@
+"""unspool: recurrent networks, fast and in plain sight."""
+
+__version__ = "0.1.0"

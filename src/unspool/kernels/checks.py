@@ -1,0 +1,226 @@
+"""The door: shapes, dtypes, lengths and resets are checked here once, for every kernel set.
+
+Reads sizes, dtypes and the values of lengths; never the numbers themselves, and changes nothing.
+
+    T time steps   B batch   I input size   H hidden size   D directions   G gates
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from unspool.errors import InputError
+from unspool.kernels.contract import Array, Cell, State, Trace, Weights
+
+
+class Sizes(NamedTuple):
+    """What a layer's weights say of its sizes."""
+
+    cell: Cell
+    directions: int
+    input_size: int
+    hidden_size: int
+    dtype: str  # "float32" or "float64"
+
+    @property
+    def gates(self) -> int:
+        return len(self.cell.gates)
+
+
+def dtype_name(array: Array) -> str:
+    """Name an array's dtype the same for NumPy and torch: `float32`."""
+    return str(array.dtype).removeprefix("torch.")
+
+
+def shape(array: Array, name: str) -> tuple[int, ...]:
+    """The shape of something that must be an array."""
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        raise InputError(
+            f"{name} must be an array.\n  Received: {type(array).__name__}.\n"
+            f"  Fix: pass a NumPy array (or a torch tensor to the reference)."
+        )
+    return tuple(int(n) for n in array.shape)
+
+
+def expect(array: Array, name: str, axes: str, wanted: Sequence[int], dtype: str) -> None:
+    """Raise unless `array` has the shape `wanted`, whose axes `axes` names, and the dtype."""
+    got = shape(array, name)
+    if got != tuple(wanted):
+        raise InputError(
+            f"{name} has the wrong shape.\n  Received: {got}.\n"
+            f"  Fix: pass ({axes}) = {tuple(wanted)}."
+        )
+    if dtype_name(array) != dtype:
+        raise InputError(
+            f"{name} has the wrong dtype.\n  Received: {dtype_name(array)}.\n"
+            f"  Fix: pass {dtype}, the dtype of the layer's weights."
+        )
+
+
+def check_weights(cell: Cell, weights: Sequence[Weights], dtypes: Sequence[str]) -> Sizes:
+    """Check one `Weights` a direction against the cell; `dtypes` are those the kernel set runs."""
+    if not isinstance(cell, Cell):
+        raise InputError(
+            f"cell must be a Cell.\n  Received: {cell!r}.\n"
+            f"  Fix: use one of {', '.join(f'Cell.{c.name}' for c in Cell)}."
+        )
+    if len(weights) not in (1, 2):
+        raise InputError(
+            f"A layer has one or two directions.\n  Received: weights for {len(weights)}.\n"
+            f"  Fix: pass [forward] or [forward, reverse]."
+        )
+    rows = shape(weights[0].input, "weights[0].input")
+    if len(rows) != 2 or rows[0] % len(cell.gates) or rows[0] == 0 or rows[1] == 0:
+        raise InputError(
+            f"weights[0].input has the wrong shape.\n  Received: {rows}.\n"
+            f"  Fix: pass (G·H, I) with G = {len(cell.gates)} gates for {cell.value}, H and I at least 1."
+        )
+    dtype = dtype_name(weights[0].input)
+    if dtype not in dtypes:
+        raise InputError(
+            f"This kernel set does not run {dtype}.\n  Received: weights[0].input in {dtype}.\n"
+            f"  Fix: convert weights and inputs to {' or '.join(dtypes)}."
+        )
+    gates, hidden, inputs = rows[0], rows[0] // len(cell.gates), rows[1]
+    for d, w in enumerate(weights):
+        expect(w.input, f"weights[{d}].input", "G·H, I", (gates, inputs), dtype)
+        expect(w.recurrent, f"weights[{d}].recurrent", "G·H, H", (gates, hidden), dtype)
+        expect(w.bias, f"weights[{d}].bias", "G·H", (gates,), dtype)
+        if cell is Cell.GRU:
+            if w.candidate_bias is None:
+                raise InputError(
+                    f"weights[{d}].candidate_bias is missing.\n  Received: None.\n"
+                    f"  Fix: a GRU's candidate has a recurrent bias ({hidden},); pass zeros for none."
+                )
+            expect(w.candidate_bias, f"weights[{d}].candidate_bias", "H", (hidden,), dtype)
+        elif w.candidate_bias is not None:
+            raise InputError(
+                f"weights[{d}].candidate_bias does not belong to {cell.value}.\n"
+                f"  Received: an array.\n  Fix: pass None; only a GRU has it."
+            )
+    return Sizes(cell, len(weights), inputs, hidden, dtype)
+
+
+def check_run(
+    sizes: Sizes,
+    x: Array,
+    state: State | None,
+    lengths: Array | None,
+    resets: Array | None,
+    reset_state: State | None,
+    recurrent_mask: Array | None,
+) -> tuple[int, int]:
+    """Check what every run of a layer takes; return T and B."""
+    got = shape(x, "x")
+    if len(got) != 3:
+        raise InputError(
+            f"x must have three axes.\n  Received: {got}.\n"
+            f"  Fix: pass (time, batch, input) = (T, B, {sizes.input_size})."
+        )
+    time, batch, _ = got
+    expect(x, "x", "time, batch, input", (time, batch, sizes.input_size), sizes.dtype)
+    _check_state(sizes, state, "state", batch)
+    _check_state(sizes, reset_state, "reset_state", batch)
+    if lengths is not None:
+        check_lengths(lengths, time, batch)
+    if resets is not None:
+        expect(resets, "resets", "time, batch", (time, batch), "bool")
+    elif reset_state is not None:
+        raise InputError(
+            "reset_state is given without resets.\n  Received: resets=None.\n"
+            "  Fix: pass resets (T, B), or leave reset_state out."
+        )
+    if recurrent_mask is not None:
+        expect(
+            recurrent_mask,
+            "recurrent_mask",
+            "directions, batch, hidden",
+            (sizes.directions, batch, sizes.hidden_size),
+            sizes.dtype,
+        )
+    return time, batch
+
+
+def check_lengths(lengths: Array, time: int, batch: int) -> None:
+    """Raise unless `lengths` holds one integer from 0 to `time` for each of `batch` sequences."""
+    got = shape(lengths, "lengths")
+    name = dtype_name(lengths)
+    if got != (batch,) or not name.startswith(("int", "uint")):
+        raise InputError(
+            f"lengths must be one integer a sequence.\n  Received: {got} of {name}.\n"
+            f"  Fix: pass ({batch},) integers from 0 to {time}."
+        )
+    values = integers(lengths)
+    wrong = np.flatnonzero((values < 0) | (values > time))
+    if wrong.size:
+        b = int(wrong[0])
+        raise InputError(
+            f"lengths must lie between 0 and the number of time steps.\n"
+            f"  Received: lengths[{b}] = {int(values[b])} with x of {time} steps"
+            f" ({wrong.size} of {batch} are out of range).\n"
+            f"  Fix: pass real lengths, at most {time}."
+        )
+
+
+def integers(lengths: Array) -> npt.NDArray[np.int64]:
+    """Lengths as NumPy int64, from NumPy or from a tensor on any device."""
+    on_host: Any = lengths.detach().cpu().numpy() if hasattr(lengths, "detach") else lengths
+    return np.ascontiguousarray(on_host, dtype=np.int64)
+
+
+def check_backward(
+    sizes: Sizes,
+    time: int,
+    batch: int,
+    trace: Trace,
+    d_hidden: Array | None,
+    d_state: State | None,
+) -> None:
+    """Check what the backward pass takes beyond the forward pass's arguments."""
+    directions, hidden = sizes.directions, sizes.hidden_size
+    steps = (time, batch, directions, hidden)
+    axes = "time, batch, directions, hidden"
+    expect(
+        trace.gates,
+        "trace.gates",
+        "time, batch, directions, gates, hidden",
+        (time, batch, directions, sizes.gates, hidden),
+        sizes.dtype,
+    )
+    expect(trace.hidden, "trace.hidden", axes, steps, sizes.dtype)
+    for part, needed in (
+        ("cell", sizes.cell.has_cell_state),
+        ("recurrent_candidate", sizes.cell is Cell.GRU),
+    ):
+        array = getattr(trace, part)
+        if needed and array is None:
+            raise InputError(
+                f"trace.{part} is missing.\n  Received: None.\n"
+                f"  Fix: pass the trace that this kernel set's forward returned for {sizes.cell.value}."
+            )
+        if needed:
+            expect(array, f"trace.{part}", axes, steps, sizes.dtype)
+    if d_hidden is not None:
+        expect(d_hidden, "d_hidden", axes, steps, sizes.dtype)
+    _check_state(sizes, d_state, "d_state", batch)
+
+
+def _check_state(sizes: Sizes, state: State | None, name: str, batch: int) -> None:
+    if state is None:
+        return
+    wanted = (sizes.directions, batch, sizes.hidden_size)
+    expect(state.hidden, f"{name}.hidden", "directions, batch, hidden", wanted, sizes.dtype)
+    if sizes.cell.has_cell_state:
+        if state.cell is None:
+            raise InputError(
+                f"{name}.cell is missing.\n  Received: None.\n"
+                f"  Fix: an LSTM's state is State(hidden, cell), each {wanted}."
+            )
+        expect(state.cell, f"{name}.cell", "directions, batch, hidden", wanted, sizes.dtype)
+    elif state.cell is not None:
+        raise InputError(
+            f"{name}.cell does not belong to {sizes.cell.value}.\n  Received: an array.\n"
+            f"  Fix: pass State(hidden) alone; only an LSTM has a cell state."
+        )

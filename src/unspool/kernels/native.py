@@ -1,0 +1,252 @@
+"""The C++ engine on the CPU: hands arrays over and takes arrays back; no arithmetic.
+
+float32 only.  Arguments are checked in `checks`; what is not contiguous is copied here.
+
+`UNSPOOL_ISA` forces an instruction set (`baseline`, `avx2`, `avx512`), `UNSPOOL_THREADS` the number of
+threads; both are read once, when the module is loaded.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from unspool.errors import InputError, KernelsError
+from unspool.kernels import checks
+from unspool.kernels.contract import Array, Cell, Flow, Gradients, State, Trace, Weights
+
+try:
+    from unspool.kernels import _core
+except ImportError as error:
+    raise KernelsError(
+        f"The native engine cannot be loaded.\n  Received: {error}\n"
+        f"  Fix: install unspool with a C++ compiler present (pip install .), "
+        f'or ask for kernels.load("reference").'
+    ) from error
+
+Floats = npt.NDArray[np.float32]
+
+_CELLS = {Cell.RNN_TANH: 0, Cell.RNN_RELU: 1, Cell.LSTM: 2, Cell.GRU: 3}
+
+
+def _choose_isa() -> str:
+    names: list[str] = _core.engines()
+    wanted = os.environ.get("UNSPOOL_ISA", names[0])
+    if wanted not in names:
+        raise KernelsError(
+            f"UNSPOOL_ISA names an instruction set that is not built in or cannot run here.\n"
+            f"  Received: {wanted!r}.\n  Fix: use one of {', '.join(names)}, or unset it."
+        )
+    return wanted
+
+
+def _count_threads() -> int:
+    for name in ("UNSPOOL_THREADS", "OMP_NUM_THREADS"):
+        wanted = os.environ.get(name)
+        if wanted:
+            if not wanted.isdecimal() or int(wanted) < 1:
+                raise KernelsError(
+                    f"{name} must be a whole number, 1 or more.\n  Received: {wanted!r}.\n"
+                    f"  Fix: set it to the number of threads, or unset it."
+                )
+            return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_isa = _choose_isa()
+_threads = _count_threads()
+
+
+class Prepared(NamedTuple):
+    """The weights in the engine's layout, and their sizes."""
+
+    sizes: checks.Sizes
+    layer: Any
+
+
+def describe() -> str:
+    """Name the kernel set and the instruction set that it runs."""
+    return f"native[{_isa}]"
+
+
+def threads() -> int:
+    """How many threads the engine uses at the most."""
+    return _threads
+
+
+def set_threads(count: int) -> None:
+    """Set how many threads the engine uses at the most; results do not depend on it."""
+    global _threads
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InputError(
+            f"The number of threads must be a whole number, 1 or more.\n  Received: {count!r}.\n"
+            f"  Fix: set_threads({os.cpu_count() or 1}), say."
+        )
+    _threads = count
+
+
+def empty(*shape: int) -> Floats:
+    """Allocate an output that the engine will write in full."""
+    return np.empty(shape, np.float32)
+
+
+def prepare(cell: Cell, weights: Sequence[Weights]) -> Prepared:
+    """Pack the weights into the engine's layout; they are copied, not kept."""
+    sizes = checks.check_weights(cell, weights, ("float32",))
+    arrays = [_floats(part) for w in weights for part in w if part is not None]
+    layer = _core.Layer(_isa, _CELLS[cell], sizes.input_size, sizes.hidden_size, arrays)
+    return Prepared(sizes, layer)
+
+
+def infer(
+    prepared: Prepared,
+    x: Array,
+    state: State | None = None,
+    *,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    reset_state: State | None = None,
+    recurrent_mask: Array | None = None,
+) -> tuple[Floats, State]:
+    """Run the layer and keep no trace; see `contract.Kernels`."""
+    trace, final = _forward(False, prepared, x, state, lengths, resets, reset_state, recurrent_mask)
+    return trace.hidden, final
+
+
+def forward(
+    prepared: Prepared,
+    x: Array,
+    state: State | None = None,
+    *,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    reset_state: State | None = None,
+    recurrent_mask: Array | None = None,
+) -> tuple[Trace, State]:
+    """Run the layer and keep the trace; see `contract.Kernels`."""
+    return _forward(True, prepared, x, state, lengths, resets, reset_state, recurrent_mask)
+
+
+def _forward(
+    keep: bool,
+    prepared: Prepared,
+    x: Array,
+    state: State | None,
+    lengths: Array | None,
+    resets: Array | None,
+    reset_state: State | None,
+    recurrent_mask: Array | None,
+) -> tuple[Trace, State]:
+    sizes = prepared.sizes
+    time, batch = checks.check_run(sizes, x, state, lengths, resets, reset_state, recurrent_mask)
+    steps = (time, batch, sizes.directions, sizes.hidden_size)
+    stated = (sizes.directions, batch, sizes.hidden_size)
+    lstm = sizes.cell is Cell.LSTM
+    hidden = empty(*steps)
+    gates = empty(*steps[:3], sizes.gates, sizes.hidden_size) if keep else None
+    cell = empty(*steps) if keep and lstm else None
+    recurrent_candidate = empty(*steps) if keep and sizes.cell is Cell.GRU else None
+    final_hidden = empty(*stated)
+    final_cell = empty(*stated) if lstm else None
+    prepared.layer.forward(
+        *_given(x, state, lengths, resets, reset_state, recurrent_mask),
+        hidden,
+        gates,
+        cell,
+        recurrent_candidate,
+        final_hidden,
+        final_cell,
+        _threads,
+    )
+    return Trace(gates, hidden, cell, recurrent_candidate), State(final_hidden, final_cell)
+
+
+def backward(
+    prepared: Prepared,
+    x: Array,
+    trace: Trace,
+    state: State | None = None,
+    *,
+    d_hidden: Array | None = None,
+    d_state: State | None = None,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    reset_state: State | None = None,
+    recurrent_mask: Array | None = None,
+) -> tuple[Gradients, Flow]:
+    """Run backpropagation through time over a kept trace; see `contract.Kernels`."""
+    sizes = prepared.sizes
+    time, batch = checks.check_run(sizes, x, state, lengths, resets, reset_state, recurrent_mask)
+    checks.check_backward(sizes, time, batch, trace, d_hidden, d_state)
+    rows, lstm = sizes.gates * sizes.hidden_size, sizes.cell is Cell.LSTM
+    steps = (time, batch, sizes.directions, sizes.hidden_size)
+    stated = (sizes.directions, batch, sizes.hidden_size)
+    d_x = empty(time, batch, sizes.input_size)
+    d_weights = [
+        Weights(
+            empty(rows, sizes.input_size),
+            empty(rows, sizes.hidden_size),
+            empty(rows),
+            empty(sizes.hidden_size) if sizes.cell is Cell.GRU else None,
+        )
+        for _ in range(sizes.directions)
+    ]
+    d_initial = State(empty(*stated), empty(*stated) if lstm else None)
+    d_reset = State(empty(*stated), empty(*stated) if lstm else None)
+    flow = Flow(
+        empty(*steps),
+        empty(*steps[:3], sizes.gates, sizes.hidden_size),
+        empty(*steps) if lstm else None,
+    )
+    prepared.layer.backward(
+        *_given(x, state, lengths, resets, reset_state, recurrent_mask),
+        _floats(trace.hidden),
+        _floats(trace.gates),
+        _floats(trace.cell) if lstm else None,
+        _floats(trace.recurrent_candidate) if sizes.cell is Cell.GRU else None,
+        None if d_hidden is None else _floats(d_hidden),
+        *_parts(d_state),
+        d_x,
+        [part for w in d_weights for part in w if part is not None],
+        [d_initial.hidden, d_reset.hidden] + ([d_initial.cell, d_reset.cell] if lstm else []),
+        [part for part in flow if part is not None],
+        _threads,
+    )
+    gradients = Gradients(d_x, tuple(d_weights), d_initial, None if reset_state is None else d_reset)
+    return gradients, flow
+
+
+def _given(
+    x: Array,
+    state: State | None,
+    lengths: Array | None,
+    resets: Array | None,
+    reset_state: State | None,
+    recurrent_mask: Array | None,
+) -> tuple[Any, ...]:
+    """What every call hands over, in the engine's order."""
+    return (
+        _floats(x),
+        *_parts(state),
+        None if lengths is None else checks.integers(lengths),
+        None if resets is None else np.ascontiguousarray(resets, dtype=np.uint8),
+        *_parts(reset_state),
+        None if recurrent_mask is None else _floats(recurrent_mask),
+    )
+
+
+def _parts(state: State | None) -> tuple[Floats | None, Floats | None]:
+    if state is None:
+        return None, None
+    return _floats(state.hidden), None if state.cell is None else _floats(state.cell)
+
+
+def _floats(array: Array) -> Floats:
+    if not isinstance(array, np.ndarray):
+        raise InputError(
+            f"The native engine takes NumPy arrays.\n  Received: {type(array).__name__}.\n"
+            f"  Fix: pass tensor.detach().numpy(), or call through unspool.nn."
+        )
+    return np.ascontiguousarray(array)

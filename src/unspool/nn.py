@@ -1,0 +1,718 @@
+"""The layers as torch modules: `RNN`, `LSTM`, `GRU` and their cells, in the place of torch.nn's.
+
+The same arguments in the same order with the same defaults, the same parameter names, shapes and
+initial values, the same state layout, exceptions and `PackedSequence`.  New in `forward`, by keyword
+only: `lengths`, `resets`, `recurrent_mask`.
+
+What differs: the layers run unspool's kernels (`repr` says which), lengths may come in any order, on any
+device, zeros among them, gradients may be asked for in eval mode, and weights are ordinary parameters,
+never views of one flat buffer.
+
+    T time steps   B batch   I input size   H hidden size   D directions   L layers
+"""
+
+import math
+import numbers
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from unspool import ops
+from unspool.kernels import checks
+from unspool.kernels.contract import Cell, Weights
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
+
+def _gradient_ready_weights(
+    cell: Cell, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
+) -> Weights:
+    """torch's four parameters as the kernels take them: biases that only add are summed."""
+    hidden = weight_hh.size(1)
+    if bias_ih is None or bias_hh is None:
+        bias = weight_ih.new_zeros(weight_ih.size(0))
+        return Weights(weight_ih, weight_hh, bias, bias[:hidden] if cell is Cell.GRU else None)
+    if cell is Cell.GRU:
+        # The candidate's recurrent bias stands inside the reset gate's product.
+        bias = bias_ih + F.pad(bias_hh[: 2 * hidden], (0, hidden))
+        return Weights(weight_ih, weight_hh, bias, bias_hh[2 * hidden :])
+    return Weights(weight_ih, weight_hh, bias_ih + bias_hh)
+
+
+class _Recurrent(nn.Module):
+    """Layers upon layers of one cell: what RNN, LSTM and GRU share."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        device: Any,
+        dtype: Any,
+        kernels: str,
+    ) -> None:
+        super().__init__()
+        _check_construction(input_size, hidden_size, num_layers, bias, batch_first, dropout)
+        self.cell = cell
+        self.mode = cell.value.upper()
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.kernels = kernels
+        rows = len(cell.gates) * hidden_size
+        for k in range(num_layers):
+            for suffix in self._suffixes(k):
+                width = input_size if k == 0 else hidden_size * self._directions
+                shapes = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size)}
+                if bias:
+                    shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                for name, shape in shapes.items():
+                    values = torch.empty(shape, device=device, dtype=dtype)
+                    self.register_parameter(name + suffix, nn.Parameter(values))
+        self.reset_parameters()
+        ops.kernels_for(kernels, self.weight_hh_l0)
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def _suffixes(self, k: int) -> list[str]:
+        return [f"_l{k}", f"_l{k}_reverse"][: self._directions]
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from ±1/sqrt(hidden_size), in torch's order."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: weights are ordinary parameters here.  Kept so that code written for torch runs."""
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The parameters of each layer and direction, as torch.nn lists them."""
+        names = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if self.bias else [])
+        return [
+            [getattr(self, name + suffix) for name in names]
+            for k in range(self.num_layers)
+            for suffix in self._suffixes(k)
+        ]
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        if self.num_layers != 1:
+            parts.append(f"num_layers={self.num_layers}")
+        if self.cell is Cell.RNN_RELU:
+            parts.append("nonlinearity='relu'")
+        if not self.bias:
+            parts.append("bias=False")
+        if self.batch_first:
+            parts.append("batch_first=True")
+        if self.dropout:
+            parts.append(f"dropout={self.dropout}")
+        if self.bidirectional:
+            parts.append("bidirectional=True")
+        parts.append(f"kernels={ops.kernels_for(self.kernels, self.weight_hh_l0).describe()}")
+        return ", ".join(parts)
+
+    def _weights(self, k: int) -> tuple[Weights, ...]:
+        """The weights of layer k, read through attributes so that parametrizations act."""
+        return tuple(
+            _gradient_ready_weights(
+                self.cell,
+                getattr(self, "weight_ih" + suffix),
+                getattr(self, "weight_hh" + suffix),
+                getattr(self, "bias_ih" + suffix, None),
+                getattr(self, "bias_hh" + suffix, None),
+            )
+            for suffix in self._suffixes(k)
+        )
+
+    def _run(
+        self,
+        x: Tensor | PackedSequence,
+        hx: tuple[Tensor, ...] | None,
+        lengths: Tensor | Sequence[int] | None,
+        resets: Tensor | None,
+        recurrent_mask: Tensor | None,
+    ) -> tuple[Any, tuple[Tensor, ...]]:
+        """Bring every form of input to (T, B, I), run, and give the output the input's form."""
+        if isinstance(x, PackedSequence):
+            return self._run_packed(x, hx, lengths, resets, recurrent_mask)
+        name = type(self).__name__
+        if x.dim() not in (2, 3):
+            raise ValueError(
+                f"{name}: Expected input to be 2D or 3D, got {x.dim()}D instead\n"
+                f"  Received: input {tuple(x.shape)}.\n"
+                f"  Fix: pass {self._axes(3)} for a batch or (time, features) for one sequence."
+            )
+        batched = x.dim() == 3
+        x = self._admit(x)
+        if not batched:
+            x = x.unsqueeze(1)
+        elif self.batch_first:
+            x = x.transpose(0, 1)
+        hx = self._check_state(hx, x.size(1), batched)
+        if resets is not None:
+            resets = self._check_resets(resets, x, batched)
+        output, final = self._layers(x, hx, self._check_lengths(lengths, x), resets, recurrent_mask)
+        if not batched:
+            return output.squeeze(1), tuple(part.squeeze(1) for part in final)
+        return output.transpose(0, 1) if self.batch_first else output, final
+
+    def _run_packed(
+        self,
+        x: PackedSequence,
+        hx: tuple[Tensor, ...] | None,
+        lengths: Tensor | Sequence[int] | None,
+        resets: Tensor | None,
+        recurrent_mask: Tensor | None,
+    ) -> tuple[PackedSequence, tuple[Tensor, ...]]:
+        if lengths is not None or resets is not None:
+            raise ValueError(
+                "lengths and resets go with padded input, not with a PackedSequence\n"
+                "  Received: both.\n"
+                "  Fix: pass the padded tensor and lengths=; packing is not needed here."
+            )
+        data = self._admit(x.data)
+        steps, batch = len(x.batch_sizes), int(x.batch_sizes[0])
+        live = torch.arange(batch) < x.batch_sizes[:, None]  # (T, B)
+        live = live.to(data.device)
+        padded = data.new_zeros(steps, batch, data.size(-1)).masked_scatter(live.unsqueeze(-1), data)
+        hx = self._check_state(hx, batch, True)
+        if x.sorted_indices is not None and hx is not None:
+            hx = tuple(part.index_select(1, x.sorted_indices) for part in hx)
+        if x.sorted_indices is not None and recurrent_mask is not None:
+            recurrent_mask = recurrent_mask.index_select(1, x.sorted_indices)
+        output, final = self._layers(padded, hx, live.sum(0), None, recurrent_mask)
+        if x.unsorted_indices is not None:
+            final = tuple(part.index_select(1, x.unsorted_indices) for part in final)
+        packed = PackedSequence(output[live], x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+        return packed, final
+
+    def _layers(
+        self,
+        x: Tensor,
+        hx: tuple[Tensor, ...] | None,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        recurrent_mask: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run all layers over (T, B, I)."""
+        steps, batch, _ = x.shape
+        directions = self._directions
+        kernels = ops.kernels_for(self.kernels, self.weight_hh_l0)
+        if recurrent_mask is not None:
+            self._check_mask(recurrent_mask, batch)
+        finals: list[list[Tensor]] = [[], []]
+        on_host = None if lengths is None else checks.integers(lengths)
+        for k in range(self.num_layers):
+            of_layer = slice(k * directions, (k + 1) * directions)
+            hidden, cell = (
+                (None, None)
+                if hx is None
+                else (hx[0][of_layer], hx[1][of_layer] if len(hx) == 2 else None)
+            )
+            mask = None if recurrent_mask is None else recurrent_mask[of_layer]
+            run = ops.Run(self.cell, kernels, on_host, resets, mask)
+            out, final_hidden, final_cell = ops.layer(run, x, hidden, cell, self._weights(k))
+            finals[0].append(final_hidden)
+            if final_cell is not None:
+                finals[1].append(final_cell)
+            x = out.reshape(steps, batch, directions * self.hidden_size)
+            if self.dropout and self.training and k + 1 < self.num_layers:
+                x = F.dropout(x, self.dropout)
+        return x, tuple(torch.cat(parts) for parts in finals if parts)
+
+    # -- the door: torch's exception types and first lines, then what was received, then the fix
+
+    def _axes(self, dims: int) -> str:
+        if dims == 2:
+            return "(time, features)"
+        return "(batch, time, features)" if self.batch_first else "(time, batch, features)"
+
+    def _admit(self, x: Tensor) -> Tensor:
+        weight = self.weight_ih_l0
+        if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
+            x = x.to(weight.dtype)  # autocast casts where it must: recurrence runs in the weights' dtype
+        if x.dtype != weight.dtype:
+            raise ValueError(
+                f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+            )
+        if x.size(-1) != self.input_size:
+            packed = x.dim() == 2
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.size(-1)}\n"
+                f"  Received: input {tuple(x.shape)} read as {self._axes(x.dim())}"
+                + ("." if packed else f" because batch_first={self.batch_first}.")
+                + f"\n  Fix: create the layer with input_size={x.size(-1)}, or project the input to "
+                f"{self.input_size} features."
+            )
+        if x.device != weight.device:
+            raise RuntimeError(
+                f"Input and parameter tensors are not at the same device, found input tensor at "
+                f"{x.device} and parameter tensor at {weight.device}\n"
+                f"  Fix: input.to({str(weight.device)!r})."
+            )
+        return x
+
+    def _check_state(
+        self, hx: tuple[Tensor, ...] | None, batch: int, batched: bool
+    ) -> tuple[Tensor, ...] | None:
+        if hx is None:
+            return None
+        lstm = self.cell is Cell.LSTM
+        wanted_dims = 3 if batched else 2
+        if any(part.dim() != wanted_dims for part in hx):
+            got = ", ".join(f"{part.dim()}-D" for part in hx)
+            form = "batched 3-D" if batched else "unbatched 2-D"
+            names, got = ("hx and cx", f"({got}) tensors") if lstm else ("hx", f"{got} tensor")
+            raise RuntimeError(f"For {form} input, {names} should also be {wanted_dims}-D but got {got}")
+        if not batched:
+            hx = tuple(part.unsqueeze(1) for part in hx)
+        expected = (self.num_layers * self._directions, batch, self.hidden_size)
+        for i, part in enumerate(hx):
+            if tuple(part.shape) != expected:
+                what = f"Expected hidden[{i}] size" if lstm else "Expected hidden size"
+                raise RuntimeError(
+                    f"{what} {expected}, got {list(part.shape)}\n"
+                    f"  Axes: (num_layers x directions = {self.num_layers} x {self._directions}, batch, "
+                    f"hidden_size); the batch is {batch} because batch_first={self.batch_first}.\n"
+                    f"  Fix: the state keeps this layout whatever batch_first says; transpose or resize it."
+                )
+            if part.dtype != self.weight_hh_l0.dtype:
+                raise RuntimeError(
+                    f"hx dtype ({part.dtype}) does not match weight dtype ({self.weight_hh_l0.dtype})\n"
+                    f"  Fix: hx.to({self.weight_hh_l0.dtype})."
+                )
+            if part.device != self.weight_hh_l0.device:
+                raise RuntimeError(
+                    f"Input and hidden tensors are not at the same device, found hidden tensor at "
+                    f"{part.device} and parameter tensor at {self.weight_hh_l0.device}\n"
+                    f"  Fix: hx.to({str(self.weight_hh_l0.device)!r})."
+                )
+        return hx
+
+    def _check_lengths(self, lengths: Tensor | Sequence[int] | None, x: Tensor) -> Tensor | None:
+        if lengths is None:
+            return None
+        as_tensor = torch.as_tensor(lengths)
+        if as_tensor.dim() == 0:
+            as_tensor = as_tensor.unsqueeze(0)
+        checks.check_lengths(as_tensor, x.size(0), x.size(1))
+        return as_tensor
+
+    def _check_resets(self, resets: Tensor, x: Tensor, batched: bool) -> Tensor:
+        steps, batch = x.size(0), x.size(1)
+        expected = (steps,) if not batched else (batch, steps) if self.batch_first else (steps, batch)
+        axes = "(time,)" if not batched else self._axes(3).replace(", features", "")
+        if tuple(resets.shape) != expected or resets.dtype != torch.bool:
+            raise RuntimeError(
+                f"resets must be {axes} booleans, as the input is laid out\n"
+                f"  Received: {tuple(resets.shape)} of {resets.dtype}.\n"
+                f"  Fix: pass {expected} of torch.bool."
+            )
+        if not batched:
+            return resets.unsqueeze(1)
+        return resets.transpose(0, 1) if self.batch_first else resets
+
+    def _check_mask(self, mask: Tensor, batch: int) -> None:
+        expected = (self.num_layers * self._directions, batch, self.hidden_size)
+        if tuple(mask.shape) != expected or mask.dtype != self.weight_hh_l0.dtype:
+            raise RuntimeError(
+                f"recurrent_mask must be (num_layers x directions, batch, hidden_size) in the weights' dtype\n"
+                f"  Received: {tuple(mask.shape)} of {mask.dtype}.\n"
+                f"  Fix: pass {expected} of {self.weight_hh_l0.dtype}."
+            )
+
+
+def _check_construction(
+    input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool, dropout: float
+) -> None:
+    """Check a constructor's arguments in torch's order, with torch's exceptions."""
+    if not isinstance(dropout, numbers.Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an element "
+            f"being zeroed\n  Received: {dropout!r}."
+        )
+    if dropout > 0 and num_layers == 1:
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
+            f"num_layers greater than 1, but got dropout={dropout} and num_layers={num_layers}",
+            stacklevel=4,
+        )
+    for name, value, kind in (
+        ("bias", bias, bool),
+        ("batch_first", batch_first, bool),
+        ("input_size", input_size, int),
+        ("hidden_size", hidden_size, int),
+        ("num_layers", num_layers, int),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} should be of type {kind.__name__}, got: {type(value).__name__}")
+    for name, size in (
+        ("input_size", input_size),
+        ("hidden_size", hidden_size),
+        ("num_layers", num_layers),
+    ):
+        if size <= 0:
+            raise ValueError(f"{name} must be greater than zero\n  Received: {size}.")
+
+
+class RNN(_Recurrent):
+    """Run a vanilla recurrent network, in the place of `torch.nn.RNN`.
+
+        h_t = tanh(W x_t + b + U h_{t-1} + b')        or relu in tanh's place
+
+    Args, besides torch's own:
+        kernels: "auto", "native" or "reference".
+
+    Source: Elman 1990.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        kernels: str = "auto",
+    ) -> None:
+        super().__init__(
+            _rnn_cell(nonlinearity),
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device,
+            dtype,
+            kernels,
+        )
+        self.nonlinearity = nonlinearity
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | None = None,
+        recurrent_mask: Tensor | None = None,
+    ) -> tuple[Any, Tensor]:
+        """Run the layers; see `LSTM.forward`.  The state is one tensor, h."""
+        output, (hidden,) = self._run(
+            input, None if hx is None else (hx,), lengths, resets, recurrent_mask
+        )
+        return output, hidden
+
+
+class LSTM(_Recurrent):
+    """Run a long short-term memory network, in the place of `torch.nn.LSTM`.
+
+        i, f, o = sigmoid(W x_t + b + U h_{t-1} + b')      g = tanh(likewise)
+        c_t = f * c_{t-1} + i * g
+        h_t = o * tanh(c_t)
+
+    Args, besides torch's own:
+        kernels: "auto", "native" or "reference".
+
+    Source: Hochreiter & Schmidhuber 1997; forget gate, Gers et al. 2000.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        kernels: str = "auto",
+    ) -> None:
+        if proj_size != 0:
+            raise ValueError(
+                "proj_size is not supported\n"
+                f"  Received: proj_size={proj_size}.\n"
+                "  Fix: leave proj_size at 0, or keep torch.nn.LSTM for this layer."
+            )
+        super().__init__(
+            Cell.LSTM,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device,
+            dtype,
+            kernels,
+        )
+        self.proj_size = 0
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | None = None,
+        recurrent_mask: Tensor | None = None,
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """Run the layers.
+
+        Args:
+            input: (T, B, I), (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence.
+            hx: h and c before the first step, (L·D, B, H) each (without B for one sequence); None: zeros.
+            lengths: (B,) real steps of each sequence, 0 to T, any order, any device, or a list.
+            resets: (T, B) booleans ((B, T) with batch_first): True at t cuts the sequence between t-1 and t,
+                so that no state crosses, in either direction.  A cut at 0 replaces hx, and zeroes what
+                the reverse direction hands on.
+            recurrent_mask: (L·D, B, H) multiplies h_{t-1} before the recurrent weights, the same at every
+                step: 0 or 1/keep for variational recurrent dropout.
+
+        Returns:
+            The output (T, B, D·H) in the input's layout, 0 past each length; and h and c after each
+            sequence's own last step, (L·D, B, H).
+
+        Raises:
+            ValueError, RuntimeError, TypeError: as torch.nn raises them, when something does not fit.
+        """
+        if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
+            raise TypeError(
+                f"LSTM: hx must be a tuple (h_0, c_0)\n  Received: {type(hx).__name__}.\n"
+                f"  Fix: pass hx=(h_0, c_0), each (num_layers x directions, batch, hidden_size)."
+            )
+        output, (hidden, cell) = self._run(
+            input, None if hx is None else tuple(hx), lengths, resets, recurrent_mask
+        )
+        return output, (hidden, cell)
+
+
+class GRU(_Recurrent):
+    """Run a gated recurrent unit network, in the place of `torch.nn.GRU`.
+
+        r, u = sigmoid(W x_t + b + U h_{t-1} + b')
+        n = tanh(W_n x_t + b_n + r * (U_n h_{t-1} + b'_n))
+        h_t = (1 - u) * n + u * h_{t-1}
+
+    Args, besides torch's own:
+        kernels: "auto", "native" or "reference".
+
+    Source: Cho et al. 2014, with the reset gate after the recurrent product.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        kernels: str = "auto",
+    ) -> None:
+        super().__init__(
+            Cell.GRU,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device,
+            dtype,
+            kernels,
+        )
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | None = None,
+        recurrent_mask: Tensor | None = None,
+    ) -> tuple[Any, Tensor]:
+        """Run the layers; see `LSTM.forward`.  The state is one tensor, h."""
+        output, (hidden,) = self._run(
+            input, None if hx is None else (hx,), lengths, resets, recurrent_mask
+        )
+        return output, hidden
+
+
+def _rnn_cell(nonlinearity: str) -> Cell:
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    return Cell.RNN_TANH if nonlinearity == "tanh" else Cell.RNN_RELU
+
+
+class _Step(nn.Module):
+    """One step of one cell: what RNNCell, LSTMCell and GRUCell share."""
+
+    def __init__(
+        self, cell: Cell, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any, kernels: str
+    ) -> None:
+        super().__init__()
+        self.cell = cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        self.kernels = kernels
+        rows = len(cell.gates) * hidden_size
+        like = {"device": device, "dtype": dtype}
+        self.weight_ih = nn.Parameter(torch.empty(rows, input_size, **like))
+        self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size, **like))
+        for name in ("bias_ih", "bias_hh"):
+            self.register_parameter(name, nn.Parameter(torch.empty(rows, **like)) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from ±1/sqrt(hidden_size), in torch's order."""
+        bound = 1.0 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def extra_repr(self) -> str:
+        bias = "" if self.bias else ", bias=False"
+        kernels = ops.kernels_for(self.kernels, self.weight_hh).describe()
+        return f"{self.input_size}, {self.hidden_size}{bias}, kernels={kernels}"
+
+    def _run(self, x: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        name = type(self).__name__
+        if x.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {x.dim()}D instead")
+        if x.size(-1) != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {x.size(-1)} expected {self.input_size}\n"
+                f"  Received: input {tuple(x.shape)} read as (batch, features).\n"
+                f"  Fix: create the cell with input_size={x.size(-1)}, or project the input."
+            )
+        if x.dtype != self.weight_ih.dtype:
+            raise RuntimeError(
+                f"input dtype ({x.dtype}) does not match weight dtype ({self.weight_ih.dtype})\n"
+                f"  Fix: input.to({self.weight_ih.dtype})."
+            )
+        batched = x.dim() == 2
+        expected = (x.size(0), self.hidden_size) if batched else (self.hidden_size,)
+        for i, part in enumerate(state or ()):
+            what = f"hx[{i}]" if self.cell is Cell.LSTM else "hidden"
+            if part.dim() not in (1, 2):
+                raise ValueError(f"{name}: Expected {what} to be 1D or 2D, got {part.dim()}D instead")
+            if tuple(part.shape) != expected or part.dtype != x.dtype:
+                raise RuntimeError(
+                    f"{what} has inconsistent size: got {tuple(part.shape)} of {part.dtype}, "
+                    f"expected {expected} of {x.dtype}\n"
+                    f"  Fix: a state has the shape (batch, hidden_size), without batch for 1-D input."
+                )
+        x = x if batched else x.unsqueeze(0)
+        hidden, cell, *_ = (
+            *(part.reshape(1, -1, self.hidden_size) for part in state or ()),
+            None,
+            None,
+        )
+        weights = _gradient_ready_weights(
+            self.cell, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        )
+        run = ops.Run(self.cell, ops.kernels_for(self.kernels, self.weight_hh), None, None, None)
+        _, *final = ops.layer(run, x.unsqueeze(0), hidden, cell, (weights,))
+        parts = [part[0] for part in final if part is not None]
+        return tuple(part if batched else part.squeeze(0) for part in parts)
+
+
+class RNNCell(_Step):
+    """Take one step of a vanilla RNN, in the place of `torch.nn.RNNCell`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        kernels: str = "auto",
+    ) -> None:
+        super().__init__(_rnn_cell(nonlinearity), input_size, hidden_size, bias, device, dtype, kernels)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Return h_t (B, H) from input (B, I) and h_{t-1} (B, H); zeros if None."""
+        return self._run(input, None if hx is None else (hx,))[0]
+
+
+class LSTMCell(_Step):
+    """Take one step of an LSTM, in the place of `torch.nn.LSTMCell`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        kernels: str = "auto",
+    ) -> None:
+        super().__init__(Cell.LSTM, input_size, hidden_size, bias, device, dtype, kernels)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Return h_t and c_t (B, H) from input (B, I) and (h_{t-1}, c_{t-1}); zeros if None."""
+        hidden, cell = self._run(input, None if hx is None else tuple(hx))
+        return hidden, cell
+
+
+class GRUCell(_Step):
+    """Take one step of a GRU, in the place of `torch.nn.GRUCell`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        kernels: str = "auto",
+    ) -> None:
+        super().__init__(Cell.GRU, input_size, hidden_size, bias, device, dtype, kernels)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Return h_t (B, H) from input (B, I) and h_{t-1} (B, H); zeros if None."""
+        return self._run(input, None if hx is None else (hx,))[0]

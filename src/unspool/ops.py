@@ -1,0 +1,149 @@
+"""The kernels as a differentiable torch operation: one layer, one or two directions.
+
+Knows autograd; does not know layers on layers, parameters or state dicts (`nn`), nor equations (`kernels`).
+
+    T time steps   B batch   I input size   H hidden size   D directions   G gates
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from unspool.kernels import checks, choose, load
+from unspool.kernels.contract import Array, Cell, Kernels, State, Trace, Weights
+
+_PARTS = 4  # tensors that each direction's weights flatten into
+
+
+class Run(NamedTuple):
+    """What of a layer's run is not differentiated."""
+
+    cell: Cell
+    kernels: Kernels
+    lengths: npt.NDArray[np.int64] | None
+    resets: Tensor | None  # (T, B) bool
+    recurrent_mask: Tensor | None  # (D, B, H)
+
+
+def kernels_for(name: str, weight: Tensor) -> Kernels:
+    """Resolve "auto", "native" or "reference" for a weight's dtype and device."""
+    if name == "auto":
+        return choose(checks.dtype_name(weight), weight.device.type)
+    return load(name)
+
+
+def layer(
+    run: Run,
+    x: Tensor,
+    hidden: Tensor | None,
+    cell: Tensor | None,
+    weights: tuple[Weights, ...],
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run one layer.
+
+    Args:
+        run: cell, kernel set, lengths, resets, mask.
+        x: (T, B, I).
+        hidden, cell: (D, B, H) the state before the first step, or None for zeros.
+        weights: one `Weights` a direction, of tensors.
+
+    Returns:
+        The hidden states (T, B, D, H), the final hidden state and the LSTM's final cell state (D, B, H).
+    """
+    flat = [part for w in weights for part in w]
+    given = [x, hidden, cell, *flat]
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in given):
+        return _Layer.apply(run, x, hidden, cell, *flat)  # type: ignore[no-any-return, no-untyped-call]
+    convert = _Convert(x)
+    prepared = run.kernels.prepare(run.cell, [Weights(*map(convert.to, w)) for w in weights])
+    out, final = run.kernels.infer(
+        prepared, convert.to(x), convert.state(hidden, cell), **convert.options(run)
+    )
+    return convert.back(out), convert.back(final.hidden), convert.back(final.cell)
+
+
+class _Layer(torch.autograd.Function):
+    """The forward and the backward pass of a kernel set, tied together by the trace."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, run: Run, x: Tensor, hidden: Tensor | None, cell: Tensor | None, *flat: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        convert = _Convert(x)
+        weights = [
+            Weights(*map(convert.to, flat[at : at + _PARTS]))  # type: ignore[arg-type]
+            for at in range(0, len(flat), _PARTS)
+        ]
+        prepared = run.kernels.prepare(run.cell, weights)
+        trace, final = run.kernels.forward(
+            prepared, convert.to(x), convert.state(hidden, cell), **convert.options(run)
+        )
+        kept = Trace(*map(convert.back, trace))
+        ctx.run, ctx.prepared, ctx.weights = run, prepared, len(flat) // _PARTS
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, hidden, cell, *kept)
+        return kept.hidden, convert.back(final.hidden), convert.back(final.cell)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(
+        ctx: Any, d_out: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        run: Run = ctx.run
+        x, hidden, cell, *kept = ctx.saved_tensors
+        convert = _Convert(x)
+        d_state = None
+        if d_hidden is not None or d_cell is not None:
+            one = d_hidden if d_hidden is not None else d_cell
+            assert one is not None
+            zeros = torch.zeros_like(one)
+            d_state = convert.state(
+                d_hidden if d_hidden is not None else zeros,
+                None if run.cell is not Cell.LSTM else d_cell if d_cell is not None else zeros,
+            )
+        gradients, _ = run.kernels.backward(
+            ctx.prepared,
+            convert.to(x),
+            Trace(*map(convert.to, kept)),
+            convert.state(hidden, cell),
+            d_hidden=convert.to(d_out),
+            d_state=d_state,
+            **convert.options(run),
+        )
+        back = convert.back
+        return (
+            None,
+            back(gradients.x),
+            None if hidden is None else back(gradients.state.hidden),
+            None if cell is None else back(gradients.state.cell),
+            *(back(part) for w in gradients.weights for part in w),
+        )
+
+
+class _Convert:
+    """Between tensors and what the kernel set takes: NumPy views on the CPU, without a copy."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._as_numpy = x.dtype == torch.float32 and x.device.type == "cpu"
+
+    def to(self, tensor: Tensor | None) -> Array:
+        if tensor is None or not self._as_numpy:
+            return None if tensor is None else tensor.detach()
+        return tensor.detach().numpy()
+
+    def back(self, array: Array) -> Any:
+        return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+
+    def state(self, hidden: Tensor | None, cell: Tensor | None) -> State | None:
+        return None if hidden is None else State(self.to(hidden), self.to(cell))
+
+    def options(self, run: Run) -> dict[str, Array]:
+        return {
+            "lengths": run.lengths,
+            "resets": self.to(run.resets),
+            "recurrent_mask": self.to(run.recurrent_mask),
+        }
