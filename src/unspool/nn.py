@@ -47,6 +47,9 @@ def _gradient_ready_weights(
 class _Recurrent(nn.Module):
     """Layers upon layers of one cell: what RNN, LSTM and GRU share."""
 
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+
     def __init__(
         self,
         cell: Cell,
@@ -77,7 +80,7 @@ class _Recurrent(nn.Module):
         for k in range(num_layers):
             for suffix in self._suffixes(k):
                 width = input_size if k == 0 else hidden_size * self._directions
-                shapes = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size)}
+                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size)}
                 if bias:
                     shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
                 for name, shape in shapes.items():
@@ -584,6 +587,9 @@ def _rnn_cell(nonlinearity: str) -> Cell:
 
 class _Step(nn.Module):
     """One step of one cell: what RNNCell, LSTMCell and GRUCell share."""
+
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
 
     def __init__(
         self, cell: Cell, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any, kernels: str

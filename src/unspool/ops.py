@@ -74,10 +74,7 @@ class _Layer(torch.autograd.Function):
         ctx: Any, run: Run, x: Tensor, hidden: Tensor | None, cell: Tensor | None, *flat: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         convert = _Convert(x)
-        weights = [
-            Weights(*map(convert.to, flat[at : at + _PARTS]))  # type: ignore[arg-type]
-            for at in range(0, len(flat), _PARTS)
-        ]
+        weights = [Weights(*map(convert.to, flat[at : at + _PARTS])) for at in range(0, len(flat), _PARTS)]
         prepared = run.kernels.prepare(run.cell, weights)
         trace, final = run.kernels.forward(
             prepared, convert.to(x), convert.state(hidden, cell), **convert.options(run)
@@ -89,7 +86,7 @@ class _Layer(torch.autograd.Function):
         return kept.hidden, convert.back(final.hidden), convert.back(final.cell)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(
         ctx: Any, d_out: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:

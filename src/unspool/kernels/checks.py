@@ -49,8 +49,7 @@ def expect(array: Array, name: str, axes: str, wanted: Sequence[int], dtype: str
     got = shape(array, name)
     if got != tuple(wanted):
         raise InputError(
-            f"{name} has the wrong shape.\n  Received: {got}.\n"
-            f"  Fix: pass ({axes}) = {tuple(wanted)}."
+            f"{name} has the wrong shape.\n  Received: {got}.\n  Fix: pass ({axes}) = {tuple(wanted)}."
         )
     if dtype_name(array) != dtype:
         raise InputError(

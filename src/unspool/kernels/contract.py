@@ -35,7 +35,8 @@ import enum
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-# A NumPy array, or (for the reference) a torch tensor.
+# A NumPy array, or (for the reference) a torch tensor.  Where a field below has the default None, it is
+# None for the cells that do not have it.
 Array: TypeAlias = Any
 
 
@@ -101,14 +102,14 @@ class Weights(NamedTuple):
     input: Array  # (G·H, I)
     recurrent: Array  # (G·H, H)
     bias: Array  # (G·H,)  torch's two biases summed, wherever they only add
-    candidate_bias: Array | None = None  # (H,)  GRU only: the bias inside the reset gate's product
+    candidate_bias: Array = None  # (H,)  GRU only: the bias inside the reset gate's product
 
 
 class State(NamedTuple):
     """What a layer hands from one step to the next."""
 
     hidden: Array  # (D, B, H)
-    cell: Array | None = None  # (D, B, H)  LSTM only
+    cell: Array = None  # (D, B, H)  LSTM only
 
 
 class Trace(NamedTuple):
@@ -119,8 +120,8 @@ class Trace(NamedTuple):
 
     gates: Array  # (T, B, D, G, H)  activated
     hidden: Array  # (T, B, D, H)  reshape(T, B, D·H) is torch's output, without a copy
-    cell: Array | None = None  # (T, B, D, H)  LSTM only
-    recurrent_candidate: Array | None = None  # (T, B, D, H)  GRU only: U_n h_{t-1} + b, before the reset gate
+    cell: Array = None  # (T, B, D, H)  LSTM only
+    recurrent_candidate: Array = None  # (T, B, D, H)  GRU only: U_n h_{t-1} + b, before the reset gate
 
 
 class Flow(NamedTuple):
@@ -128,7 +129,7 @@ class Flow(NamedTuple):
 
     d_hidden: Array  # (T, B, D, H)  dL/dh_t in full: through the output and through every later step
     d_preactivation: Array  # (T, B, D, G, H)  dL/dz_t
-    d_cell: Array | None = None  # (T, B, D, H)  LSTM only: dL/dc_t in full
+    d_cell: Array = None  # (T, B, D, H)  LSTM only: dL/dc_t in full
 
 
 class Gradients(NamedTuple):

@@ -71,6 +71,11 @@ def describe() -> str:
     return f"native[{_isa}]"
 
 
+def instruction_sets() -> list[str]:
+    """The instruction sets that are built in and run here, best first."""
+    return list(_core.engines())
+
+
 def threads() -> int:
     """How many threads the engine uses at the most."""
     return _threads

@@ -352,9 +352,7 @@ def _step_back(
 class _Run:
     """Which steps exist, in which order, and where the sequences are cut."""
 
-    def __init__(
-        self, x: Array, batch: int, time: int, lengths: Array | None, resets: Array | None
-    ) -> None:
+    def __init__(self, x: Array, batch: int, time: int, lengths: Array | None, resets: Array | None) -> None:
         self.time = time
         self._like = x
         self._lengths = np.full(batch, time) if lengths is None else checks.integers(lengths)

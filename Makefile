@@ -1,0 +1,66 @@
+# The one task runner.  `make demo` and `make test` each work as the first and only command.
+#
+#   make demo        train a bidirectional LSTM on film reviews, and look inside it
+#   make test        everything that CI runs: format, lint, types, layers, all tests
+#   make check       the same without the slow tests
+#   make mutants     plant bugs in the kernels; each must fail the contract suite
+#   make published   train the sentiment recipe on the benchmarks, five seeds each (an hour and more)
+#   make bench       time the engine against torch, interleaved
+#   make clean       remove what make has made, but for runs/
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+BUILT := native/*.cpp native/*.h CMakeLists.txt pyproject.toml constraints.txt
+
+.PHONY: demo test check format lint mutants published bench clean
+
+demo: $(VENV)/demo-installed
+	$(BIN)/unspool train sentiment --output runs/demo --force
+	$(BIN)/unspool inspect runs/demo/best "The movie was terribly exciting!" --output runs/demo/inspect.html
+
+test: lint
+	REQUIRE=native $(BIN)/python -m pytest -q
+
+check: lint
+	REQUIRE=native $(BIN)/python -m pytest -q -m "not slow"
+
+lint: $(VENV)/dev-installed
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev-installed
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks
+
+mutants: $(VENV)/dev-installed
+	$(BIN)/python tests/mutants.py
+
+published: $(VENV)/dev-installed
+	$(BIN)/python benchmarks/quality.py
+
+bench: $(VENV)/dev-installed
+	$(BIN)/python benchmarks/kernels.py
+
+# Built without isolation, so that the pinned build tools are used and nothing is fetched twice.
+$(VENV)/build-tools: constraints.txt
+	@echo "making the environment $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) scikit-build-core nanobind cmake ninja
+	touch $@
+
+$(VENV)/demo-installed: $(VENV)/build-tools $(wildcard $(BUILT))
+	@echo "building the engine and installing torch; a few minutes, once"
+	$(INSTALL) --no-build-isolation --editable '.[train,plot]'
+	touch $@
+
+$(VENV)/dev-installed: $(VENV)/build-tools $(wildcard $(BUILT))
+	@echo "building the engine and installing the development tools; a few minutes, once"
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	touch $@ $(VENV)/demo-installed
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,54 @@
+"""The extension module built from native/bindings.cpp; only `native` imports it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+def engines() -> list[str]: ...
+
+class Layer:
+    def __init__(self, isa: str, cell: int, input: int, hidden: int, weights: Sequence[Floats]) -> None: ...
+    def forward(
+        self,
+        x: Floats,
+        hidden: Floats | None,
+        cell: Floats | None,
+        lengths: NDArray[np.int64] | None,
+        resets: NDArray[np.uint8] | None,
+        reset_hidden: Floats | None,
+        reset_cell: Floats | None,
+        recurrent_mask: Floats | None,
+        out_hidden: Floats,
+        gates: Floats | None,
+        out_cell: Floats | None,
+        recurrent_candidate: Floats | None,
+        final_hidden: Floats,
+        final_cell: Floats | None,
+        threads: int,
+    ) -> None: ...
+    def backward(
+        self,
+        x: Floats,
+        hidden: Floats | None,
+        cell: Floats | None,
+        lengths: NDArray[np.int64] | None,
+        resets: NDArray[np.uint8] | None,
+        reset_hidden: Floats | None,
+        reset_cell: Floats | None,
+        recurrent_mask: Floats | None,
+        trace_hidden: Floats,
+        trace_gates: Floats,
+        trace_cell: Floats | None,
+        trace_candidate: Floats | None,
+        d_hidden: Floats | None,
+        d_final_hidden: Floats | None,
+        d_final_cell: Floats | None,
+        d_x: Floats,
+        d_weights: Sequence[Floats],
+        d_states: Sequence[Floats],
+        flow: Sequence[Floats],
+        threads: int,
+    ) -> None: ...

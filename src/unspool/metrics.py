@@ -1,0 +1,100 @@
+"""What a task is scored with: numbers from predictions and gold labels.
+
+Not for: what a label means (the recipe), nor for losses (torch).  NumPy only.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from unspool.errors import InputError
+
+
+def accuracy(predicted: ArrayLike, gold: ArrayLike) -> float:
+    """Return the share of predictions that equal the gold label.
+
+    Args:
+        predicted: (N,) labels.
+        gold: (N,) labels of the same kind.
+
+    Raises:
+        InputError: the shapes differ, or there is nothing to score (the share of nothing is undefined).
+    """
+    found: NDArray[Any] = np.asarray(predicted)
+    wanted: NDArray[Any] = np.asarray(gold)
+    if found.shape != wanted.shape or found.ndim != 1 or not found.size:
+        raise InputError(
+            "accuracy needs one prediction for each gold label, and at least one.\n"
+            f"  Received: predicted {found.shape}, gold {wanted.shape}\n"
+            "  Fix: two arrays of the same length."
+        )
+    return int(np.count_nonzero(found == wanted)) / found.size
+
+
+def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of a share.
+
+        p = correct / n
+        (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)       z: the normal quantile
+
+    Unlike p ± z√(p(1-p)/n) it stays within 0 and 1 and has a width even at a share of 0 or 1.
+
+    Args:
+        correct: how many of the n held, 0 to n.
+        n: how many were tried, at least 1.
+        confidence: how often such an interval is to hold the true share, between 0 and 1.
+
+    Returns:
+        Its lower and upper end.
+
+    Raises:
+        InputError: a number out of its range.
+
+    Source: Wilson 1927, equation for the two roots in p.
+    """
+    if not 0 <= correct <= n or n < 1 or not 0 < confidence < 1:
+        raise InputError(
+            "the interval of a share needs 0 <= correct <= n, n >= 1 and a confidence between 0 and 1.\n"
+            f"  Received: correct {correct}, n {n}, confidence {confidence}\n"
+            "  Fix: count over at least one example."
+        )
+    share = correct / n
+    square = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    middle = share + square / (2 * n)
+    half = math.sqrt(square * (share * (1 - share) / n + square / (4 * n * n)))
+    scale = 1 + square / n
+    # The interval holds the share itself, and all of it lies within 0 and 1; rounding may miss both.
+    return min(share, max(0.0, (middle - half) / scale)), max(share, min(1.0, (middle + half) / scale))
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """An accuracy with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    examples: int
+
+    @classmethod
+    def of(cls, predicted: Sequence[str | None], gold: Sequence[str]) -> "Accuracy":
+        """Count the predictions that equal the gold label; a prediction of None is wrong.
+
+        Raises:
+            InputError: the lists differ in length, or are empty.
+        """
+        value = accuracy(
+            ["" if label is None else f"={label}" for label in predicted], [f"={g}" for g in gold]
+        )
+        low, high = wilson(round(value * len(gold)), len(gold))
+        return cls(value, low, high, len(gold))
+
+    @property
+    def interval_text(self) -> str:
+        """The interval in words."""
+        return f"95 % interval {self.low:.4f} to {self.high:.4f}"

@@ -1,0 +1,361 @@
+"""A trained network without torch: the file it is served from, and its answers from NumPy alone.
+
+A model folder holds `config.json` (numbers and enumerations only), `model.safetensors` (torch's keys),
+`vocab.json`, a `README.md` for people, and the digests of all of them.  The network is
+
+    words → embedding → layers (each one or two directions) → pooling over the real steps → classes
+
+Knows no training, no torch and no drawing; what happens inside a run is recorded by `introspect`.
+
+    T time steps   B batch   E embedding size   H hidden size   D directions   C classes
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unspool import files
+from unspool.errors import ConfigError, InputError, ModelFileError
+from unspool.kernels import choose, load
+from unspool.kernels.contract import Cell, Kernels, Trace, Weights
+from unspool.vocabulary import PAD, UNKNOWN, Vocabulary, words
+
+FORMAT = "unspool-model"
+FORMAT_VERSION = 1
+CONFIG = "config.json"
+VOCABULARY = "vocab.json"
+CARD = "README.md"
+POOLINGS = ("max", "mean", "mean-max", "last")
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a network is, apart from its numbers."""
+
+    task: str
+    labels: tuple[str, ...]
+    cell: Cell
+    embedding_size: int
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    pooling: str
+    max_length: int  # words; longer texts are read up to here
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def pooled_size(self) -> int:
+        """How wide the pooled vector is that the classes are read from."""
+        return self.hidden_size * self.directions * (2 if self.pooling == "mean-max" else 1)
+
+    def as_config(self) -> dict[str, Any]:
+        """The description as it stands in config.json."""
+        return {**dataclasses.asdict(self), "cell": self.cell.value, "labels": list(self.labels)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Check and build what `as_config` wrote.
+
+        Raises:
+            ConfigError: a field is absent, unknown, of another type, or out of range.
+        """
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        if set(config) != set(fields):
+            raise ConfigError(
+                f"the network's description has other fields than it should.\n"
+                f"  Received: {', '.join(sorted(config))}.\n  Expected: {', '.join(sorted(fields))}."
+            )
+        for name, kind in fields.items():
+            wanted = {"cell": str, "labels": list}.get(name, kind)
+            if type(config[name]) is not wanted:
+                raise ConfigError(
+                    f"{name} should be a {getattr(wanted, '__name__', wanted)}.\n"
+                    f"  Received: {config[name]!r}."
+                )
+            if wanted is int and not 1 <= config[name] <= 1_000_000:
+                raise ConfigError(f"{name} should lie between 1 and 1,000,000.\n  Received: {config[name]}.")
+        cells, labels = [cell.value for cell in Cell], config["labels"]
+        if config["cell"] not in cells or config["pooling"] not in POOLINGS:
+            raise ConfigError(
+                f"cell is one of {', '.join(cells)}; pooling one of {', '.join(POOLINGS)}.\n"
+                f"  Received: cell {config['cell']!r}, pooling {config['pooling']!r}."
+            )
+        distinct = all(isinstance(label, str) for label in labels) and len(set(labels)) == len(labels)
+        if not distinct or len(labels) < 2:
+            raise ConfigError(f"labels should be two or more different names.\n  Received: {labels!r}.")
+        return cls(**{**config, "cell": Cell(config["cell"]), "labels": tuple(labels)})
+
+
+class Encoded(NamedTuple):
+    """Texts as numbers, padded to the longest."""
+
+    tokens: Ints  # (B, T), PAD past each length
+    lengths: Ints  # (B,)
+
+
+class Model:
+    """A trained network, served with NumPy and the kernels alone.
+
+        model = unspool.Model.load("runs/demo/best")
+        model.predict(["a quietly moving film"])
+        # [{"text": "a quietly moving film", "label": "fresh", "score": 0.96}]
+
+    Weights are packed once, on loading.  A model holds no state between calls, so several threads may
+    share one.
+    """
+
+    def __init__(
+        self,
+        description: Description,
+        vocabulary: Vocabulary,
+        tensors: Mapping[str, NDArray[Any]],
+        *,
+        kernels: str = "auto",
+    ) -> None:
+        """Build a model from its parts; `load` builds one from a folder.
+
+        Args:
+            description, vocabulary: what the network is and which words it knows.
+            tensors: every parameter by torch's key, as `shapes` lists them.
+            kernels: "auto", "native" or "reference".
+
+        Raises:
+            InputError: a tensor is absent, too many, of another shape or dtype.
+        """
+        expected = shapes(description, len(vocabulary))
+        _check_tensors(expected, tensors)
+        self.description = description
+        self.vocabulary = vocabulary
+        self.embedding: Floats = tensors["embedding.weight"]
+        self.class_weights: Floats = tensors["classifier.weight"]  # (C, pooled)
+        self.class_bias: Floats = tensors["classifier.bias"]  # (C,)
+        self.kernels: Kernels = choose("float32") if kernels == "auto" else load(kernels)
+        self.layers = [
+            self.kernels.prepare(description.cell, _layer_weights(description, tensors, k))
+            for k in range(description.num_layers)
+        ]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, kernels: str = "auto") -> "Model":
+        """Load a model folder, such as RUN/best; every byte of it is verified.
+
+        Raises:
+            ModelFileError: the folder is absent, incomplete, damaged, or of another format version.
+        """
+        parts = files.read_folder(folder)
+        where = os.fspath(folder)
+        config = files.parse_json(files.part(parts, CONFIG, folder), f"{where}/{CONFIG}")
+        version = config.get("format_version")
+        if config.get("format") != FORMAT or version != FORMAT_VERSION:
+            raise ModelFileError(
+                f"{where} is of a format that this unspool does not read.\n"
+                f"  Received: {config.get('format')!r}, version {version!r}; "
+                f"read is {FORMAT!r}, version {FORMAT_VERSION}.\n"
+                f"  Fix: install the unspool that wrote it (its version: "
+                f"{config.get('unspool_version', 'not stated')}), or train again."
+            )
+        try:
+            description = Description.from_config(config.get("network", {}))
+            vocabulary = Vocabulary.from_bytes(files.part(parts, VOCABULARY, folder), f"{where}/{VOCABULARY}")
+            # read_folder has vouched for every byte, so the tensors' own digests need no second look.
+            tensors = files.unpack(files.part(parts, files.WEIGHTS, folder), f"{where}/{files.WEIGHTS}")
+            return cls(description, vocabulary, tensors, kernels=kernels)
+        except (ConfigError, InputError) as error:
+            raise ModelFileError(
+                f"{where} does not fit together.\n  Received: {error}\n"
+                f"  Fix: copy the folder again from where it was written, or train again."
+            ) from error
+
+    def __repr__(self) -> str:
+        d = self.description
+        reading = "two directions" if d.bidirectional else "one direction"
+        return (
+            f"Model({d.task}: {len(self.vocabulary)} words × {d.embedding_size}, {d.num_layers} × "
+            f"{d.cell.value} of {d.hidden_size}, {reading}, {d.pooling} pooling, "
+            f"{'/'.join(d.labels)}, kernels={self.kernels.describe()})"
+        )
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Turn texts into padded word numbers, each text cut at `max_length` words."""
+        known = [
+            self.vocabulary.encode(
+                words(text, lowercase=self.vocabulary.lowercase)[: self.description.max_length]
+            )
+            for text in texts
+        ]
+        lengths = np.array([len(ids) for ids in known], np.int64)
+        tokens = np.full((len(known), int(lengths.max(initial=0))), PAD, np.int64)
+        for row, ids in zip(tokens, known, strict=True):
+            row[: len(ids)] = ids
+        return Encoded(tokens, lengths)
+
+    def embed(self, tokens: Ints) -> Floats:
+        """Look words up: (B, T) numbers to (T, B, E), the form that layers read."""
+        return np.ascontiguousarray(self.embedding[tokens.T])
+
+    def run(self, x: Floats, lengths: Ints) -> Floats:
+        """Run all layers over (T, B, E): the top layer's hidden states (T, B, D, H)."""
+        for prepared in self.layers:
+            hidden, _ = self.kernels.infer(prepared, x, lengths=lengths)
+            x = hidden.reshape(*hidden.shape[:2], -1)
+        return hidden  # type: ignore[no-any-return]
+
+    def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
+        """Run all layers over (T, B, E) and keep every layer's trace."""
+        traces = []
+        for prepared in self.layers:
+            trace, _ = self.kernels.forward(prepared, x, lengths=lengths)
+            traces.append(trace)
+            x = trace.hidden.reshape(*trace.hidden.shape[:2], -1)
+        return traces
+
+    def read_out(self, hidden: Floats, lengths: Ints) -> Floats:
+        """Pool (T, B, D, H) over the real steps and score the classes: (B, C) logits."""
+        return pool(hidden, lengths, self.description.pooling) @ self.class_weights.T + self.class_bias
+
+    def logits(self, encoded: Encoded) -> Floats:
+        """Score the classes of encoded texts: (B, C)."""
+        return self.read_out(self.run(self.embed(encoded.tokens), encoded.lengths), encoded.lengths)
+
+    def predict(self, inputs: Sequence[str], *, batch_size: int = 64) -> list[dict[str, Any]]:
+        """Label texts.
+
+        Args:
+            inputs: raw texts.
+            batch_size: how many run together; no answer depends on it.
+
+        Returns:
+            One {"text", "label", "score"} a text, in the order given; score is the label's
+            probability.  A text without a word has label and score None.
+        """
+        if isinstance(inputs, str):
+            raise InputError(
+                "predict takes a list of texts.\n  Received: one str.\n  Fix: predict([text])."
+            )
+        answers: list[dict[str, Any]] = []
+        for at in range(0, len(inputs), batch_size):
+            texts = list(inputs[at : at + batch_size])
+            encoded = self.encode(texts)
+            probabilities = softmax(self.logits(encoded))
+            for text, length, row in zip(texts, encoded.lengths, probabilities, strict=True):
+                best = int(row.argmax())
+                label = self.description.labels[best] if length else None
+                answers.append({"text": text, "label": label, "score": float(row[best]) if length else None})
+        return answers
+
+
+def shapes(description: Description, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by torch's key."""
+    d = description
+    rows = len(d.cell.gates) * d.hidden_size
+    expected: dict[str, tuple[int, ...]] = {"embedding.weight": (vocabulary_size, d.embedding_size)}
+    for k in range(d.num_layers):
+        width = d.embedding_size if k == 0 else d.hidden_size * d.directions
+        for suffix in ("_l0", "_l0_reverse")[: d.directions]:
+            expected |= {
+                f"layers.{k}.weight_ih{suffix}": (rows, width),
+                f"layers.{k}.weight_hh{suffix}": (rows, d.hidden_size),
+                f"layers.{k}.bias_ih{suffix}": (rows,),
+                f"layers.{k}.bias_hh{suffix}": (rows,),
+            }
+    classes = len(d.labels)
+    return {**expected, "classifier.weight": (classes, d.pooled_size), "classifier.bias": (classes,)}
+
+
+def config_text(description: Description, tensors: Mapping[str, NDArray[Any]], version: str) -> bytes:
+    """The config.json of a model folder."""
+    return files.json_text(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "unspool_version": version,
+            "network": description.as_config(),
+            "tensor_sha256": files.tensor_digests(tensors),
+        }
+    )
+
+
+def pool(hidden: Floats, lengths: Ints, pooling: str) -> Floats:
+    """Reduce (T, B, D, H) over each sequence's real steps to (B, D·H), or twice that for mean-max.
+
+    max, mean: of each unit over the steps; mean-max: both, side by side; last: the forward direction's
+    last step beside the reverse direction's, which is the first.  A sequence of no steps gives zeros.
+    """
+    steps, batch = hidden.shape[:2]
+    flat = hidden.reshape(steps, batch, -1)
+    live = (np.arange(steps)[:, None] < lengths)[:, :, None]
+    some = (lengths > 0)[:, None]
+    parts = []
+    if pooling in ("mean", "mean-max"):
+        parts.append(flat.sum(0) / np.maximum(lengths, 1).astype(np.float32)[:, None])
+    if pooling in ("max", "mean-max"):
+        most = np.where(live, flat, -np.inf).max(0, initial=-np.inf)
+        parts.append(np.where(some, most, 0).astype(np.float32))
+    if pooling == "last":
+        if steps == 0:
+            return np.zeros((batch, flat.shape[2]), np.float32)
+        rows = np.arange(batch)
+        forward = np.where(some, hidden[np.maximum(lengths - 1, 0), rows, 0], 0)
+        parts.append(forward.astype(np.float32))
+        if hidden.shape[2] == 2:
+            parts.append(hidden[0, :, 1])
+    return np.concatenate(parts, 1)
+
+
+def softmax(logits: Floats) -> Floats:
+    """Turn (B, C) logits into probabilities."""
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def unknown_share(encoded: Encoded) -> float:
+    """How much of the real words the vocabulary does not know, 0 to 1."""
+    total = int(encoded.lengths.sum())
+    return int((encoded.tokens == UNKNOWN).sum()) / total if total else 0.0
+
+
+def _layer_weights(
+    description: Description, tensors: Mapping[str, NDArray[Any]], k: int
+) -> list[Weights]:
+    """Layer k's weights as the kernels take them, from torch's keys."""
+    made = []
+    hidden = description.hidden_size
+    for suffix in ("_l0", "_l0_reverse")[: description.directions]:
+        w_ih, w_hh, b_ih, b_hh = (
+            tensors[f"layers.{k}.{name}{suffix}"]
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        if description.cell is Cell.GRU:
+            # The candidate's recurrent bias stands inside the reset gate's product.
+            bias = b_ih.copy()
+            bias[: 2 * hidden] += b_hh[: 2 * hidden]
+            made.append(Weights(w_ih, w_hh, bias, b_hh[2 * hidden :]))
+        else:
+            made.append(Weights(w_ih, w_hh, b_ih + b_hh))
+    return made
+
+
+def _check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, NDArray[Any]]) -> None:
+    if set(tensors) != set(expected):
+        missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+        raise InputError(
+            f"the tensors are not those of the network described.\n"
+            f"  Missing: {', '.join(missing) or 'none'}.  Not known: {', '.join(extra) or 'none'}."
+        )
+    for name, shape in expected.items():
+        found = tensors[name]
+        if found.shape != shape or found.dtype != np.float32:
+            raise InputError(
+                f"{name} does not fit the network described.\n"
+                f"  Received: {found.shape} of {found.dtype}.  Expected: {shape} of float32."
+            )

@@ -1,0 +1,93 @@
+"""The metrics, each against a computation that shares nothing with it."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unspool import metrics
+from unspool.errors import InputError
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_accuracy_is_the_share_of_equal_pairs(pairs: list[tuple[int, int]]) -> None:
+    predicted, gold = zip(*pairs, strict=True)
+    counted = 0
+    for a, b in pairs:
+        if a == b:
+            counted += 1
+    assert metrics.accuracy(np.array(predicted), list(gold)) == counted / len(pairs)
+
+
+def test_accuracy_takes_names() -> None:
+    assert metrics.accuracy(["pos", "neg", "pos"], ["pos", "pos", "pos"]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "gold"),
+    [([], []), ([1], [1, 0]), ([[1, 0]], [1, 0]), ([[1]], [[1]])],
+    ids=["nothing", "lengths differ", "ranks differ", "two axes"],
+)
+def test_accuracy_refuses_what_cannot_be_scored(predicted: list[object], gold: list[object]) -> None:
+    with pytest.raises(InputError, match=r"Received: predicted .*, gold "):
+        metrics.accuracy(predicted, gold)
+
+
+def normal_cdf(z: float) -> float:
+    return (1 + math.erf(z / math.sqrt(2))) / 2
+
+
+def by_bisection(correct: int, n: int, confidence: float) -> tuple[float, float]:
+    """The shares p at which the score test of `correct` out of n just reaches the confidence."""
+
+    def accepted(p: float) -> bool:
+        if p in (0, 1):
+            return correct == n * p
+        z = abs(correct / n - p) / math.sqrt(p * (1 - p) / n)
+        return 2 * normal_cdf(z) - 1 <= confidence
+
+    ends = []
+    for outside in (0.0, 1.0):
+        inside = correct / n
+        if accepted(outside):
+            ends.append(outside)
+            continue
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            if accepted(middle):
+                inside = middle
+            else:
+                outside = middle
+        ends.append(inside)
+    return ends[0], ends[1]
+
+
+@given(st.integers(1, 30000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_inverts_the_score_test(counts: tuple[int, int]) -> None:
+    correct, n = counts
+    for confidence in (0.5, 0.95, 0.99):
+        low, high = metrics.wilson(correct, n, confidence)
+        assert 0 <= low <= correct / n <= high <= 1
+        assert (low, high) == pytest.approx(by_bisection(correct, n, confidence), abs=1e-9)
+
+
+def test_wilson_of_eight_in_ten() -> None:
+    assert metrics.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "confidence"),
+    [(1, 0, 0.95), (0, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0), (1, 5, 0.0)],
+)
+def test_wilson_refuses_impossible_counts(correct: int, n: int, confidence: float) -> None:
+    with pytest.raises(InputError, match=f"correct {correct}, n {n}, confidence {confidence}"):
+        metrics.wilson(correct, n, confidence)
+
+
+def test_metrics_and_files_do_without_torch() -> None:
+    code = "import sys, unspool.files, unspool.metrics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
