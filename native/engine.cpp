@@ -66,8 +66,15 @@ struct ByDepth {
 };
 
 // sum[r][n] += left(r, k) * panel(k, n), for k = 0 … depth-1 in that order.
+//
+// Never inlined: among the code around it the compiler would keep the sums in memory.
 template <int R, int N, class Left>
-INLINE void tile(int64_t depth, Left left, const float* panel, Vec (&sum)[R][N]) {
+__attribute__((noinline)) void tile(int64_t depth, Left left, const float* panel, Vec (&sum)[R][N]) {
+  Vec s[R][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) s[r][n] = sum[r][n];
   for (int64_t k = 0; k < depth; ++k) {
     Vec a[R];
 #pragma GCC unroll 8
@@ -77,9 +84,13 @@ INLINE void tile(int64_t depth, Left left, const float* panel, Vec (&sum)[R][N])
       Vec b = load(panel + (k * N + n) * W);
       hold(b);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sum[r][n] = fma(a[r], b, sum[r][n]);
+      for (int r = 0; r < R; ++r) s[r][n] = fma(a[r], b, s[r][n]);
     }
   }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) sum[r][n] = s[r][n];
 }
 
 template <int R>
