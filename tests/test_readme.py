@@ -1,0 +1,58 @@
+"""The README's commands and programs, run as they stand there, top to bottom, in an empty folder.
+
+`make demo` itself is left out: it installs and fetches.  Its run is replaced by a small one of the same form.
+"""
+
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with my.tsv, dev.tsv, test.tsv, and a run in runs/demo."""
+    folder = tmp_path_factory.mktemp("readme")
+    chosen = random.Random(0)
+    good, bad = ["moving", "funny", "warm", "exciting"], ["dull", "flat", "tired", "empty"]
+    for name, count in (("my", 200), ("dev", 40), ("test", 40)):
+        lines = ["text\tlabel"]
+        for i in range(count):
+            label, words = ("fresh", good) if i % 2 else ("rotten", bad)
+            lines.append(f"the movie {i} was {chosen.choice(words)} and {chosen.choice(words)}\t{label}")
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    run(folder, "unspool train sentiment --train my.tsv --dev dev.tsv --output runs/demo")
+    return folder
+
+
+def run(folder: Path, line: str) -> None:
+    """Run a line of the README with this Python's programs."""
+    here = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        shlex.split(line, comments=True), cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "text"), BLOCKS, ids=[f"{kind}-{i}" for i, (kind, _) in enumerate(BLOCKS)])
+def test_the_readme_runs(folder: Path, kind: str, text: str) -> None:
+    if kind == "python":
+        (folder / "block.py").write_text(text, encoding="utf-8")
+        run(folder, "python -W error block.py")
+        return
+    for line in text.strip().splitlines():
+        if line != "make demo":
+            assert line.startswith(("unspool ", "torchrun ")), "a command that this test does not know"
+            run(folder, line)
+            written = re.search(r"--output (\S+)", line)
+            assert written is None or (folder / written[1]).exists(), f"{line} wrote nothing"
