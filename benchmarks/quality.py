@@ -34,6 +34,10 @@ class Set(NamedTuple):
 
 
 GLOVE = ("--vectors", "glove-50d")
+IMDB = (
+    *("--hidden-size", "64", "--embedding-size", "100", "--min-count", "10", "--max-length", "800"),
+    *("--embedding-dropout", "0.3", "--word-dropout", "0.1", "--batch-size", "64", "--epochs", "3"),
+)
 SETS = {
     "mr": Set("MR, 90/10", ("--data", "mr"), 5, True, 77.5),
     "sst2": Set("SST-2 sentences", ("--data", "sst2"), 5, False, 81.0),
@@ -42,8 +46,7 @@ SETS = {
     "sst2-glove": Set("SST-2, 50-d GloVe", ("--data", "sst2", *GLOVE), 5, False, 83.0),
     "imdb": Set(
         "IMDB 25k/25k",
-        ("--data", "imdb", "--hidden-size", "64", "--embedding-size", "100", "--min-count", "10")
-        + ("--embedding-dropout", "0.3", "--word-dropout", "0.1", "--batch-size", "64", "--epochs", "3"),
+        ("--data", "imdb", *IMDB),
         1,
         False,
         87.0,

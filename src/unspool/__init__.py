@@ -1,13 +1,12 @@
 """unspool: recurrent networks, fast and in plain sight.
 
-    unspool.Model          a trained network, served with NumPy alone
-    unspool.nn             RNN, LSTM, GRU and their cells, in the place of torch.nn's (needs torch)
-    unspool.kernels        the arithmetic: load("native"), load("reference")
-    unspool.introspect     what a network did, as data
+unspool.Model          a trained network, served with NumPy alone
+unspool.nn             RNN, LSTM, GRU and their cells, in the place of torch.nn's (needs torch)
+unspool.kernels        the arithmetic: load("native"), load("reference")
+unspool.introspect     what a network did, as data
 """
 
 import importlib
-import importlib.util
 from types import ModuleType
 
 from unspool import errors, introspect, kernels
@@ -21,6 +20,4 @@ def __getattr__(name: str) -> ModuleType:
     # torch takes seconds to import and may be absent: `nn` comes when it is asked for.
     if name != "nn":
         raise AttributeError(f"module 'unspool' has no attribute {name!r}")
-    if importlib.util.find_spec("torch") is None:
-        raise errors.MissingExtra("unspool.nn", "torch", "torch")
     return importlib.import_module("unspool.nn")

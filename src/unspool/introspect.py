@@ -7,26 +7,29 @@ the trace that the kernels kept, the contributions come through the kernels' own
 """
 
 import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
 from unspool import files
 from unspool.errors import InputError, ModelFileError
 from unspool.kernels.contract import Cell, Gate, Trace
-from unspool.model import Floats, Ints, Model, softmax
+from unspool.model import Floats, Ints, Model, side_by_side, softmax
 from unspool.vocabulary import words
 
 _FORMAT = "unspool-recording"
-_VERSION = "1"
-_PARTS = ("gates", "hidden", "cell", "recurrent_candidate")
+_VERSION = 1
+_ABOUT = "about"  # the tensor that holds, as JSON, what is no number
+_SEAL = "sha256"  # the tensor that holds the digest of all others
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Recording:
     """Everything that the layers of a model computed while they read one text.
 
@@ -51,8 +54,8 @@ class Recording:
         gates = self._trace(layer, direction).gates
         if gate not in self.cell.gates:
             raise InputError(
-                f"a {self.cell.value} has no {gate.value} gate.\n"
-                f"  Fix: ask for one of {', '.join(g.value for g in self.cell.gates)}."
+                f"there is no such gate in a {self.cell.value}.\n  Received: {gate}.\n"
+                f"  Fix: ask for {' or '.join(map(str, self.cell.gates))}."
             )
         return gates[:, 0, direction, self.cell.position(gate)]  # type: ignore[no-any-return]
 
@@ -84,53 +87,61 @@ class Recording:
         return self.traces[layer]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the recording as one safetensors file."""
+        """Write the recording as one safetensors file.
+
+        Raises:
+            OSError: the disk refuses.
+        """
         tensors = {
             f"{k}.{name}": array
             for k, trace in enumerate(self.traces)
-            for name, array in zip(_PARTS, _in_order(trace), strict=True)
+            for name, array in trace._asdict().items()
             if array is not None
         }
         about = {
             "format": _FORMAT,
             "version": _VERSION,
             "cell": self.cell.value,
-            "words": json.dumps(self.words),
-            "known": json.dumps(self.known),
+            "words": self.words,
+            "known": self.known,
         }
-        files.write_file(path, safetensors.numpy.save(tensors, metadata=about))
+        tensors[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        files.write_file(path, files.pack({**tensors, _SEAL: _digest(tensors)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Recording":
         """Read what `save` wrote; neither torch nor the model is needed.
 
         Raises:
-            ModelFileError: the file is not a recording.
+            ModelFileError: the file is not a recording, or is damaged.
         """
+        where = os.fspath(path)
         try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = files.unpack(Path(path).read_bytes(), where)
+            if not {_ABOUT, _SEAL} <= set(tensors):
+                raise ValueError("a safetensors file of something else")
+            if not np.array_equal(tensors.pop(_SEAL), _digest(tensors)):
+                raise ValueError("other bytes than were saved")
+            about = files.parse_json(tensors.pop(_ABOUT).tobytes(), f"the description in {where}")
             if about.get("format") != _FORMAT or about.get("version") != _VERSION:
-                raise ValueError(f"format {about.get('format')!r}, version {about.get('version')!r}")
-            count = len({name.split(".")[0] for name in tensors})
-            traces = tuple(
-                Trace(**{name: tensors.get(f"{k}.{name}") for name in _PARTS}) for k in range(count)
-            )
-            return cls(
-                Cell(about["cell"]),
-                tuple(json.loads(about["words"])),
-                tuple(json.loads(about["known"])),
-                traces,
-            )
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+                raise ValueError(f"format {about.get('format')!r:.60}, version {about.get('version')!r:.40}")
+            cell = Cell(about.get("cell"))
+            tokens: Any = about.get("words")
+            known: Any = about.get("known")
+            for entries, kind in ((tokens, str), (known, bool)):
+                if type(entries) is not list or not all(type(entry) is kind for entry in entries):
+                    raise ValueError(f"words or known that are not a list of {kind.__name__}")
+            if not tokens or len(known) != len(tokens):
+                raise ValueError(f"{len(tokens)} words, and of {len(known)} whether they are known")
+            return cls(cell, tuple(tokens), tuple(known), _traces(tensors, cell, len(tokens)))
+        except (OSError, ValueError) as error:
             raise ModelFileError(
-                f"{os.fspath(path)} is not a recording.\n  Received: {error}\n"
+                f"{where} is not a recording.\n  Received: {error!s:.300}\n"
                 f"  Fix: give a file that Recording.save wrote."
             ) from error
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Contributions:
     """How far each word moved the answer, in units of the margin between the label and its best rival."""
 
@@ -164,7 +175,9 @@ def contributions(model: Model, text: str, *, steps: int = 128) -> Contributions
 
     M is the margin: the label's logit minus its best rival's.  The path runs straight from word
     vectors of zero to the text's own; all its points are one batch, so this is one forward and one
-    backward pass.  The values add up to the change of M along the path, but for `gap`.
+    backward pass.  The values add up to the change of M along the path, but for `gap`.  It shrinks as
+    1/steps², or as 1/steps where the slope jumps: under max pooling, when a unit's maximum moves to
+    another word, and in relu cells.  There Gauss's points do no better than these.
 
     Args:
         model: a trained model.
@@ -172,12 +185,14 @@ def contributions(model: Model, text: str, *, steps: int = 128) -> Contributions
         steps: points on the path.
 
     Raises:
-        InputError: the text has no words.
+        InputError: the text has no words, or steps is below 1.
 
     Source: Sundararajan, Taly & Yan 2017.
     """
-    tokens = _words_of(model, text)
+    if steps < 1:
+        raise InputError(f"steps should be 1 or more.\n  Received: {steps}.")
     encoded = model.encode([text])
+    tokens = _words_of(model, text)
     x = model.embed(encoded.tokens)  # (T, 1, E)
     logits = model.logits(encoded)[0]
     order = np.argsort(-logits, kind="stable")
@@ -210,37 +225,36 @@ def _margin_gradient(model: Model, x: Floats, lengths: Ints, towards: Floats) ->
     """d(logits · towards)/dx for each of a batch of word-vector sequences: (T, B, E)."""
     inputs = [x]
     traces = model.traced(x, lengths)
-    inputs += [t.hidden.reshape(*t.hidden.shape[:2], -1) for t in traces[:-1]]
+    inputs += [side_by_side(trace.hidden) for trace in traces[:-1]]
     d_pooled = np.broadcast_to(towards @ model.class_weights, (x.shape[1], model.class_weights.shape[1]))
-    d_hidden = _unpool(traces[-1].hidden, lengths, model.description.pooling, d_pooled)
+    d_output = _unpool(traces[-1].hidden, lengths, model.description.pooling, d_pooled)
     for prepared, trace, given in zip(
         reversed(model.layers), reversed(traces), reversed(inputs), strict=True
     ):
+        d_hidden = d_output.reshape(trace.hidden.shape)
         gradients, _ = model.kernels.backward(prepared, given, trace, d_hidden=d_hidden, lengths=lengths)
-        d_x: Floats = gradients.x
-        d_hidden = d_x.reshape(*d_x.shape[:2], trace.hidden.shape[2], -1)
-    return d_x
+        d_output = gradients.x
+    return d_output
 
 
 def _unpool(hidden: Floats, lengths: Ints, pooling: str, d_pooled: NDArray[Any]) -> Floats:
-    """The backward pass of `model.pool`: (B, pooled) to (T, B, D, H)."""
+    """The backward pass of `model.pool`: (B, pooled) to (T, B, D·H)."""
     steps, batch, directions, size = hidden.shape
-    flat = hidden.reshape(steps, batch, -1)
+    flat = side_by_side(hidden)
     width = directions * size
     live = (np.arange(steps)[:, None] < lengths)[:, :, None]
     d_flat = np.zeros_like(flat)
     if pooling in ("mean", "mean-max"):
-        d_flat += np.where(live, d_pooled[:, :width] / np.maximum(lengths, 1)[:, None], 0)
+        d_flat += d_pooled[:, :width] / np.maximum(lengths, 1)[:, None]
     if pooling in ("max", "mean-max"):
-        chosen = np.where(live, flat, -np.inf).argmax(0)  # (B, D·H)
-        picked = np.take_along_axis(d_flat, chosen[None], 0) + d_pooled[None, :, -width:]
-        np.put_along_axis(d_flat, chosen[None], picked.astype(np.float32), 0)
+        chosen = np.where(live, flat, -np.inf).argmax(0)[None]  # (1, B, D·H)
+        picked = np.take_along_axis(d_flat, chosen, 0) + d_pooled[:, -width:]
+        np.put_along_axis(d_flat, chosen, picked.astype(np.float32), 0)
     if pooling == "last":
-        rows = np.arange(batch)
-        d_flat[lengths - 1, rows, :size] += d_pooled[:, :size]
+        d_flat[lengths - 1, np.arange(batch), :size] += d_pooled[:, :size]
         if directions == 2:
             d_flat[0, :, size:] += d_pooled[:, size:]
-    return d_flat.reshape(hidden.shape)
+    return np.where(live, d_flat, 0)
 
 
 def _words_of(model: Model, text: str) -> tuple[str, ...]:
@@ -251,5 +265,25 @@ def _words_of(model: Model, text: str) -> tuple[str, ...]:
     return tuple(tokens)
 
 
-def _in_order(trace: Trace) -> tuple[Any, ...]:
-    return tuple(getattr(trace, name) for name in _PARTS)
+def _digest(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    """The SHA-256 of all tensors' own: (32,) bytes."""
+    each = json.dumps(files.tensor_digests(tensors), sort_keys=True)
+    return np.frombuffer(hashlib.sha256(each.encode()).digest(), np.uint8)
+
+
+def _traces(tensors: Mapping[str, NDArray[Any]], cell: Cell, steps: int) -> tuple[Trace, ...]:
+    """One trace a layer from the tensors of a file; ValueError unless they fit the cell and each other."""
+    parts = ["gates", "hidden"]
+    parts += ["cell"] if cell.has_cell_state else []
+    parts += ["recurrent_candidate"] if cell is Cell.GRU else []
+    layers = len(tensors) // len(parts)
+    if layers == 0 or set(tensors) != {f"{k}.{part}" for k in range(layers) for part in parts}:
+        raise ValueError(f"the tensors {', '.join(sorted(tensors)):.200}")
+    *_, directions, hidden_size = (0, 0, *tensors["0.hidden"].shape)
+    if directions not in (1, 2) or hidden_size == 0:
+        raise ValueError(f"{directions} directions of {hidden_size} units")
+    for name, array in tensors.items():
+        gates = (len(cell.gates),) if name.endswith(".gates") else ()
+        if array.shape != (steps, 1, directions, *gates, hidden_size) or array.dtype != np.float32:
+            raise ValueError(f"{name} {array.shape} of {array.dtype} for {steps} words of a {cell.value}")
+    return tuple(Trace(**{part: tensors[f"{k}.{part}"] for part in parts}) for k in range(layers))

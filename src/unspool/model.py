@@ -12,7 +12,9 @@ Knows no training, no torch and no drawing; what happens inside a run is recorde
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -22,7 +24,7 @@ from unspool import files
 from unspool.errors import ConfigError, InputError, ModelFileError
 from unspool.kernels import choose, load
 from unspool.kernels.contract import Cell, Kernels, Trace, Weights
-from unspool.vocabulary import PAD, UNKNOWN, Vocabulary, words
+from unspool.vocabulary import PAD, Vocabulary, words
 
 FORMAT = "unspool-model"
 FORMAT_VERSION = 1
@@ -31,13 +33,26 @@ VOCABULARY = "vocab.json"
 CARD = "README.md"
 POOLINGS = ("max", "mean", "mean-max", "last")
 
+_CONFIG_FIELDS = {"format", "format_version", "unspool_version", "network", "tensor_sha256"}
+# So that a hostile file cannot ask for a list of tensors that fills the memory.
+_MOST = {
+    "embedding_size": 1_000_000,
+    "hidden_size": 1_000_000,
+    "num_layers": 1_000,
+    "max_length": 1_000_000_000,
+}
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a network is, apart from its numbers."""
+    """What a network is, apart from its numbers.
+
+    Raises:
+        ConfigError: a field is out of its range.
+    """
 
     task: str
     labels: tuple[str, ...]
@@ -48,6 +63,24 @@ class Description:
     bidirectional: bool
     pooling: str
     max_length: int  # words; longer texts are read up to here
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z][a-z0-9_-]*", self.task):
+            raise ConfigError(f"task should be a plain name.\n  Received: {self.task!r:.60}.")
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(
+                    f"{name} should lie between 1 and {most:,}.\n  Received: {getattr(self, name)!r:.60}."
+                )
+        if self.pooling not in POOLINGS:
+            raise ConfigError(
+                f"pooling should be one of {', '.join(POOLINGS)}.\n  Received: {self.pooling!r:.60}."
+            )
+        sound = all(map(_printable, self.labels)) and len(set(self.labels)) == len(self.labels)
+        if not sound or len(self.labels) < 2:
+            raise ConfigError(
+                f"labels should be two or more different names.\n  Received: {list(self.labels)!r:.200}."
+            )
 
     @property
     def directions(self) -> int:
@@ -73,27 +106,20 @@ class Description:
         if set(config) != set(fields):
             raise ConfigError(
                 f"the network's description has other fields than it should.\n"
-                f"  Received: {', '.join(sorted(config))}.\n  Expected: {', '.join(sorted(fields))}."
+                f"  Received: {', '.join(sorted(config)):.300}.\n  Expected: {', '.join(sorted(fields))}."
             )
         for name, kind in fields.items():
-            wanted = {"cell": str, "labels": list}.get(name, kind)
+            wanted: Any = {"cell": str, "labels": list}.get(name, kind)
             if type(config[name]) is not wanted:
                 raise ConfigError(
-                    f"{name} should be a {getattr(wanted, '__name__', wanted)}.\n"
-                    f"  Received: {config[name]!r}."
+                    f"{name} should be of type {wanted.__name__}.\n  Received: {config[name]!r:.200}."
                 )
-            if wanted is int and not 1 <= config[name] <= 1_000_000:
-                raise ConfigError(f"{name} should lie between 1 and 1,000,000.\n  Received: {config[name]}.")
-        cells, labels = [cell.value for cell in Cell], config["labels"]
-        if config["cell"] not in cells or config["pooling"] not in POOLINGS:
+        cells = [cell.value for cell in Cell]
+        if config["cell"] not in cells:
             raise ConfigError(
-                f"cell is one of {', '.join(cells)}; pooling one of {', '.join(POOLINGS)}.\n"
-                f"  Received: cell {config['cell']!r}, pooling {config['pooling']!r}."
+                f"cell should be one of {', '.join(cells)}.\n  Received: {config['cell']!r:.60}."
             )
-        distinct = all(isinstance(label, str) for label in labels) and len(set(labels)) == len(labels)
-        if not distinct or len(labels) < 2:
-            raise ConfigError(f"labels should be two or more different names.\n  Received: {labels!r}.")
-        return cls(**{**config, "cell": Cell(config["cell"]), "labels": tuple(labels)})
+        return cls(**{**config, "cell": Cell(config["cell"]), "labels": tuple(config["labels"])})
 
 
 class Encoded(NamedTuple):
@@ -153,26 +179,16 @@ class Model:
             ModelFileError: the folder is absent, incomplete, damaged, or of another format version.
         """
         parts = files.read_folder(folder)
-        where = os.fspath(folder)
-        config = files.parse_json(files.part(parts, CONFIG, folder), f"{where}/{CONFIG}")
-        version = config.get("format_version")
-        if config.get("format") != FORMAT or version != FORMAT_VERSION:
-            raise ModelFileError(
-                f"{where} is of a format that this unspool does not read.\n"
-                f"  Received: {config.get('format')!r}, version {version!r}; "
-                f"read is {FORMAT!r}, version {FORMAT_VERSION}.\n"
-                f"  Fix: install the unspool that wrote it (its version: "
-                f"{config.get('unspool_version', 'not stated')}), or train again."
-            )
+        config, table, weights = (Path(folder) / name for name in (CONFIG, VOCABULARY, files.WEIGHTS))
+        description, digests = _read_config(files.part(parts, CONFIG, folder), str(config))
+        vocabulary = Vocabulary.from_bytes(files.part(parts, VOCABULARY, folder), str(table))
+        tensors = files.unpack(files.part(parts, files.WEIGHTS, folder), str(weights), digests)
         try:
-            description = Description.from_config(config.get("network", {}))
-            vocabulary = Vocabulary.from_bytes(files.part(parts, VOCABULARY, folder), f"{where}/{VOCABULARY}")
-            # read_folder has vouched for every byte, so the tensors' own digests need no second look.
-            tensors = files.unpack(files.part(parts, files.WEIGHTS, folder), f"{where}/{files.WEIGHTS}")
             return cls(description, vocabulary, tensors, kernels=kernels)
-        except (ConfigError, InputError) as error:
+        except InputError as error:
             raise ModelFileError(
-                f"{where} does not fit together.\n  Received: {error}\n"
+                f"{weights} does not hold the network that {CONFIG} and {VOCABULARY} describe.\n"
+                f"  Received: {error}\n"
                 f"  Fix: copy the folder again from where it was written, or train again."
             ) from error
 
@@ -186,7 +202,12 @@ class Model:
         )
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        """Turn texts into padded word numbers, each text cut at `max_length` words."""
+        """Turn texts into padded word numbers, each text cut at `max_length` words.
+
+        Raises:
+            InputError: not a list of texts.
+        """
+        _check_texts(texts)
         known = [
             self.vocabulary.encode(
                 words(text, lowercase=self.vocabulary.lowercase)[: self.description.max_length]
@@ -207,7 +228,7 @@ class Model:
         """Run all layers over (T, B, E): the top layer's hidden states (T, B, D, H)."""
         for prepared in self.layers:
             hidden, _ = self.kernels.infer(prepared, x, lengths=lengths)
-            x = hidden.reshape(*hidden.shape[:2], -1)
+            x = side_by_side(hidden)
         return hidden  # type: ignore[no-any-return]
 
     def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
@@ -216,12 +237,14 @@ class Model:
         for prepared in self.layers:
             trace, _ = self.kernels.forward(prepared, x, lengths=lengths)
             traces.append(trace)
-            x = trace.hidden.reshape(*trace.hidden.shape[:2], -1)
+            x = side_by_side(trace.hidden)
         return traces
 
     def read_out(self, hidden: Floats, lengths: Ints) -> Floats:
         """Pool (T, B, D, H) over the real steps and score the classes: (B, C) logits."""
-        return pool(hidden, lengths, self.description.pooling) @ self.class_weights.T + self.class_bias
+        pooled = pool(hidden, lengths, self.description.pooling)
+        # Not a matrix product: BLAS orders its sums by the size of the batch.
+        return (pooled[:, None] * self.class_weights).sum(2) + self.class_bias  # type: ignore[no-any-return]
 
     def logits(self, encoded: Encoded) -> Floats:
         """Score the classes of encoded texts: (B, C)."""
@@ -237,11 +260,13 @@ class Model:
         Returns:
             One {"text", "label", "score"} a text, in the order given; score is the label's
             probability.  A text without a word has label and score None.
+
+        Raises:
+            InputError: not a list of texts, or a batch_size below 1.
         """
-        if isinstance(inputs, str):
-            raise InputError(
-                "predict takes a list of texts.\n  Received: one str.\n  Fix: predict([text])."
-            )
+        _check_texts(inputs)
+        if batch_size < 1:
+            raise InputError(f"batch_size should be 1 or more.\n  Received: {batch_size}.")
         answers: list[dict[str, Any]] = []
         for at in range(0, len(inputs), batch_size):
             texts = list(inputs[at : at + batch_size])
@@ -285,19 +310,28 @@ def config_text(description: Description, tensors: Mapping[str, NDArray[Any]], v
     )
 
 
+def side_by_side(hidden: Floats) -> Floats:
+    """Join the directions, as the next layer reads them: (T, B, D, H) to (T, B, D·H), without a copy."""
+    steps, batch, directions, size = hidden.shape
+    return hidden.reshape(steps, batch, directions * size)
+
+
 def pool(hidden: Floats, lengths: Ints, pooling: str) -> Floats:
     """Reduce (T, B, D, H) over each sequence's real steps to (B, D·H), or twice that for mean-max.
 
-    max, mean: of each unit over the steps; mean-max: both, side by side; last: the forward direction's
-    last step beside the reverse direction's, which is the first.  A sequence of no steps gives zeros.
+    max, mean: of each unit over the steps; mean-max: both, side by side, the mean first; last: the
+    forward direction's last step beside the reverse direction's, which is the first.  A sequence of no
+    steps gives zeros.
     """
     steps, batch = hidden.shape[:2]
-    flat = hidden.reshape(steps, batch, -1)
+    flat = side_by_side(hidden)
     live = (np.arange(steps)[:, None] < lengths)[:, :, None]
     some = (lengths > 0)[:, None]
     parts = []
     if pooling in ("mean", "mean-max"):
-        parts.append(flat.sum(0) / np.maximum(lengths, 1).astype(np.float32)[:, None])
+        # A step at a time: flat.sum(0) orders its sum by the sizes of batch and padding.
+        total = sum(flat, start=np.zeros(flat.shape[1:], np.float32))
+        parts.append(total / np.maximum(lengths, 1).astype(np.float32)[:, None])
     if pooling in ("max", "mean-max"):
         most = np.where(live, flat, -np.inf).max(0, initial=-np.inf)
         parts.append(np.where(some, most, 0).astype(np.float32))
@@ -318,22 +352,58 @@ def softmax(logits: Floats) -> Floats:
     return e / e.sum(1, keepdims=True)  # type: ignore[no-any-return]
 
 
-def unknown_share(encoded: Encoded) -> float:
-    """How much of the real words the vocabulary does not know, 0 to 1."""
-    total = int(encoded.lengths.sum())
-    return int((encoded.tokens == UNKNOWN).sum()) / total if total else 0.0
+def _printable(label: str) -> bool:
+    """Whether a label is text, not empty, that UTF-8 can hold."""
+    try:
+        return bool(label.encode())
+    except (AttributeError, UnicodeEncodeError):
+        return False
 
 
-def _layer_weights(
-    description: Description, tensors: Mapping[str, NDArray[Any]], k: int
-) -> list[Weights]:
+def _read_config(data: bytes, where: str) -> tuple[Description, Mapping[str, str]]:
+    """Read what `config_text` wrote: the description, and each tensor's digest."""
+    config = files.parse_json(data, where)
+    version = config.get("format_version")
+    if config.get("format") != FORMAT or version != FORMAT_VERSION:
+        raise ModelFileError(
+            f"{where} is of a format that this unspool does not read.\n"
+            f"  Received: {config.get('format')!r:.60}, version {version!r:.40}; "
+            f"read is {FORMAT!r}, version {FORMAT_VERSION}.\n"
+            f"  Fix: install the unspool that wrote it (its version: "
+            f"{config.get('unspool_version', 'not stated')!r:.40}), or train again."
+        )
+    try:
+        network, digests = config.get("network"), config.get("tensor_sha256")
+        if set(config) != _CONFIG_FIELDS or not isinstance(network, dict) or not isinstance(digests, dict):
+            raise ConfigError(
+                f"its fields should be {', '.join(sorted(_CONFIG_FIELDS))}; "
+                f"of these, network and tensor_sha256 are objects."
+            )
+        return Description.from_config(network), digests
+    except ConfigError as error:
+        raise ModelFileError(
+            f"{where} does not describe a network.\n  Received: {error}\n"
+            f"  Fix: copy the folder again from where it was written, or train again."
+        ) from error
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    wrong = [texts] if isinstance(texts, str) else [text for text in texts if not isinstance(text, str)]
+    if wrong:
+        raise InputError(
+            f"the input should be a list of texts.\n"
+            f"  Received: {wrong[0]!r:.60}{'' if isinstance(texts, str) else ' among them'}.\n"
+            f"  Fix: give a list of str, as in predict([text])."
+        )
+
+
+def _layer_weights(description: Description, tensors: Mapping[str, NDArray[Any]], k: int) -> list[Weights]:
     """Layer k's weights as the kernels take them, from torch's keys."""
     made = []
     hidden = description.hidden_size
     for suffix in ("_l0", "_l0_reverse")[: description.directions]:
         w_ih, w_hh, b_ih, b_hh = (
-            tensors[f"layers.{k}.{name}{suffix}"]
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            tensors[f"layers.{k}.{name}{suffix}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         if description.cell is Cell.GRU:
             # The candidate's recurrent bias stands inside the reset gate's product.
@@ -350,7 +420,7 @@ def _check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str
         missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
         raise InputError(
             f"the tensors are not those of the network described.\n"
-            f"  Missing: {', '.join(missing) or 'none'}.  Not known: {', '.join(extra) or 'none'}."
+            f"  Missing: {', '.join(missing) or 'none':.300}.  Not known: {', '.join(extra) or 'none':.300}."
         )
     for name, shape in expected.items():
         found = tensors[name]

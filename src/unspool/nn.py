@@ -17,7 +17,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+from unspool.errors import MissingExtra
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise MissingExtra("unspool.nn", "torch", "torch") from error
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -75,12 +81,16 @@ class _Recurrent(nn.Module):
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
+        self.proj_size = 0
         self.kernels = kernels
         rows = len(cell.gates) * hidden_size
         for k in range(num_layers):
             for suffix in self._suffixes(k):
                 width = input_size if k == 0 else hidden_size * self._directions
-                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size)}
+                shapes: dict[str, tuple[int, ...]] = {
+                    "weight_ih": (rows, width),
+                    "weight_hh": (rows, hidden_size),
+                }
                 if bias:
                     shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
                 for name, shape in shapes.items():
@@ -159,7 +169,8 @@ class _Recurrent(nn.Module):
         name = type(self).__name__
         if x.dim() not in (2, 3):
             raise ValueError(
-                f"{name}: Expected input to be 2D or 3D, got {x.dim()}D instead\n"
+                f"{name}: Expected input to be 2D or 3D, got {x.dim()}D "
+                f"{'tensor ' if isinstance(self, RNN) else ''}instead\n"
                 f"  Received: input {tuple(x.shape)}.\n"
                 f"  Fix: pass {self._axes(3)} for a batch or (time, features) for one sequence."
             )
@@ -169,7 +180,7 @@ class _Recurrent(nn.Module):
             x = x.unsqueeze(1)
         elif self.batch_first:
             x = x.transpose(0, 1)
-        hx = self._check_state(hx, x.size(1), batched)
+        hx = self._check_state(hx, x, x.size(1), 3 if batched else 2)
         if resets is not None:
             resets = self._check_resets(resets, x, batched)
         output, final = self._layers(x, hx, self._check_lengths(lengths, x), resets, recurrent_mask)
@@ -191,12 +202,19 @@ class _Recurrent(nn.Module):
                 "  Received: both.\n"
                 "  Fix: pass the padded tensor and lengths=; packing is not needed here."
             )
-        data = self._admit(x.data)
+        data = self._admit(x.data, packed=True)
+        sizes = x.batch_sizes
+        if (sizes < 1).any() or (sizes.diff() > 0).any() or int(sizes.sum()) != data.size(0):
+            raise RuntimeError(
+                "batch_sizes must fall, end above 0, and add up to the rows of the PackedSequence\n"
+                f"  Received: {sizes.tolist()} with {data.size(0)} rows.\n"
+                "  Fix: make it with pack_padded_sequence, or pass the padded tensor and lengths=."
+            )
         steps, batch = len(x.batch_sizes), int(x.batch_sizes[0])
         live = torch.arange(batch) < x.batch_sizes[:, None]  # (T, B)
         live = live.to(data.device)
         padded = data.new_zeros(steps, batch, data.size(-1)).masked_scatter(live.unsqueeze(-1), data)
-        hx = self._check_state(hx, batch, True)
+        hx = self._check_state(hx, data, batch, None)
         if x.sorted_indices is not None and hx is not None:
             hx = tuple(part.index_select(1, x.sorted_indices) for part in hx)
         if x.sorted_indices is not None and recurrent_mask is not None:
@@ -220,15 +238,13 @@ class _Recurrent(nn.Module):
         directions = self._directions
         kernels = ops.kernels_for(self.kernels, self.weight_hh_l0)
         if recurrent_mask is not None:
-            self._check_mask(recurrent_mask, batch)
+            self._check_mask(recurrent_mask, x)
         finals: list[list[Tensor]] = [[], []]
         on_host = None if lengths is None else checks.integers(lengths)
         for k in range(self.num_layers):
             of_layer = slice(k * directions, (k + 1) * directions)
             hidden, cell = (
-                (None, None)
-                if hx is None
-                else (hx[0][of_layer], hx[1][of_layer] if len(hx) == 2 else None)
+                (None, None) if hx is None else (hx[0][of_layer], hx[1][of_layer] if len(hx) == 2 else None)
             )
             mask = None if recurrent_mask is None else recurrent_mask[of_layer]
             run = ops.Run(self.cell, kernels, on_host, resets, mask)
@@ -248,21 +264,26 @@ class _Recurrent(nn.Module):
             return "(time, features)"
         return "(batch, time, features)" if self.batch_first else "(time, batch, features)"
 
-    def _admit(self, x: Tensor) -> Tensor:
+    def _admit(self, x: Tensor, packed: bool = False) -> Tensor:
         weight = self.weight_ih_l0
-        if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
-            x = x.to(weight.dtype)  # autocast casts where it must: recurrence runs in the weights' dtype
+        x = _as_the_weights(x, weight)
         if x.dtype != weight.dtype:
             raise ValueError(
                 f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
                 f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
             )
+        if packed and x.dim() != 2:
+            raise RuntimeError(
+                f"input must have 2 dimensions, got {x.dim()}\n"
+                f"  Received: a PackedSequence of {tuple(x.shape)}.\n"
+                f"  Fix: pack (time, batch, features), so that its data is (steps of all, features)."
+            )
         if x.size(-1) != self.input_size:
-            packed = x.dim() == 2
+            flat = x.dim() == 2
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.size(-1)}\n"
                 f"  Received: input {tuple(x.shape)} read as {self._axes(x.dim())}"
-                + ("." if packed else f" because batch_first={self.batch_first}.")
+                + ("." if flat else f" because batch_first={self.batch_first}.")
                 + f"\n  Fix: create the layer with input_size={x.size(-1)}, or project the input to "
                 f"{self.input_size} features."
             )
@@ -275,18 +296,18 @@ class _Recurrent(nn.Module):
         return x
 
     def _check_state(
-        self, hx: tuple[Tensor, ...] | None, batch: int, batched: bool
+        self, hx: tuple[Tensor, ...] | None, x: Tensor, batch: int, wanted_dims: int | None
     ) -> tuple[Tensor, ...] | None:
         if hx is None:
             return None
         lstm = self.cell is Cell.LSTM
-        wanted_dims = 3 if batched else 2
-        if any(part.dim() != wanted_dims for part in hx):
+        if wanted_dims is not None and any(part.dim() != wanted_dims for part in hx):
             got = ", ".join(f"{part.dim()}-D" for part in hx)
-            form = "batched 3-D" if batched else "unbatched 2-D"
+            form = "batched 3-D" if wanted_dims == 3 else "unbatched 2-D"
             names, got = ("hx and cx", f"({got}) tensors") if lstm else ("hx", f"{got} tensor")
             raise RuntimeError(f"For {form} input, {names} should also be {wanted_dims}-D but got {got}")
-        if not batched:
+        hx = tuple(_as_the_weights(part, self.weight_hh_l0) for part in hx)
+        if wanted_dims == 2:
             hx = tuple(part.unsqueeze(1) for part in hx)
         expected = (self.num_layers * self._directions, batch, self.hidden_size)
         for i, part in enumerate(hx):
@@ -305,8 +326,8 @@ class _Recurrent(nn.Module):
                 )
             if part.device != self.weight_hh_l0.device:
                 raise RuntimeError(
-                    f"Input and hidden tensors are not at the same device, found hidden tensor at "
-                    f"{part.device} and parameter tensor at {self.weight_hh_l0.device}\n"
+                    f"Input and hidden tensors are not at the same device, found input tensor at "
+                    f"{x.device} and hidden tensor at {part.device}\n"
                     f"  Fix: hx.to({str(self.weight_hh_l0.device)!r})."
                 )
         return hx
@@ -315,6 +336,8 @@ class _Recurrent(nn.Module):
         if lengths is None:
             return None
         as_tensor = torch.as_tensor(lengths)
+        if not isinstance(lengths, Tensor) and not as_tensor.numel():
+            as_tensor = as_tensor.long()  # a list of nothing says nothing of its dtype
         if as_tensor.dim() == 0:
             as_tensor = as_tensor.unsqueeze(0)
         checks.check_lengths(as_tensor, x.size(0), x.size(1))
@@ -324,31 +347,61 @@ class _Recurrent(nn.Module):
         steps, batch = x.size(0), x.size(1)
         expected = (steps,) if not batched else (batch, steps) if self.batch_first else (steps, batch)
         axes = "(time,)" if not batched else self._axes(3).replace(", features", "")
-        if tuple(resets.shape) != expected or resets.dtype != torch.bool:
+        if not _fits(resets, expected, torch.bool, x.device):
             raise RuntimeError(
                 f"resets must be {axes} booleans, as the input is laid out\n"
-                f"  Received: {tuple(resets.shape)} of {resets.dtype}.\n"
-                f"  Fix: pass {expected} of torch.bool."
+                f"  Received: {_what(resets)}.\n"
+                f"  Fix: pass a tensor {expected} of torch.bool on {x.device}."
             )
         if not batched:
             return resets.unsqueeze(1)
         return resets.transpose(0, 1) if self.batch_first else resets
 
-    def _check_mask(self, mask: Tensor, batch: int) -> None:
-        expected = (self.num_layers * self._directions, batch, self.hidden_size)
-        if tuple(mask.shape) != expected or mask.dtype != self.weight_hh_l0.dtype:
+    def _check_mask(self, mask: Tensor, x: Tensor) -> None:
+        expected = (self.num_layers * self._directions, x.size(1), self.hidden_size)
+        if not _fits(mask, expected, x.dtype, x.device) or mask.requires_grad:
             raise RuntimeError(
-                f"recurrent_mask must be (num_layers x directions, batch, hidden_size) in the weights' dtype\n"
-                f"  Received: {tuple(mask.shape)} of {mask.dtype}.\n"
-                f"  Fix: pass {expected} of {self.weight_hh_l0.dtype}."
+                "recurrent_mask must be (num_layers x directions, batch, hidden_size) "
+                "in the weights' dtype\n"
+                f"  Received: {_what(mask)}.\n"
+                f"  Fix: pass a tensor {expected} of {x.dtype} on {x.device} that asks for no gradient: "
+                f"none is computed for a mask."
             )
+
+
+def _as_the_weights(x: Tensor, weight: Tensor) -> Tensor:
+    """Under autocast a recurrence runs in its weights' dtype, whatever was handed to it."""
+    device = x.device.type
+    if (
+        torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+        and x.is_floating_point()
+    ):
+        return x.to(weight.dtype)
+    return x
+
+
+def _fits(given: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+    return (
+        isinstance(given, Tensor)
+        and tuple(given.shape) == shape
+        and given.dtype == dtype
+        and given.device == device
+    )
+
+
+def _what(given: Any) -> str:
+    if not isinstance(given, Tensor):
+        return type(given).__name__
+    gradient = ", asking for a gradient" if given.requires_grad else ""
+    return f"{tuple(given.shape)} of {given.dtype} on {given.device}{gradient}"
 
 
 def _check_construction(
     input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool, dropout: float
 ) -> None:
     """Check a constructor's arguments in torch's order, with torch's exceptions."""
-    if not isinstance(dropout, numbers.Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+    if not isinstance(dropout, numbers.Real) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
         raise ValueError(
             "dropout should be a number in range [0, 1] representing the probability of an element "
             f"being zeroed\n  Received: {dropout!r}."
@@ -368,13 +421,8 @@ def _check_construction(
     ):
         if not isinstance(value, kind):
             raise TypeError(f"{name} should be of type {kind.__name__}, got: {type(value).__name__}")
-    for name, size in (
-        ("input_size", input_size),
-        ("hidden_size", hidden_size),
-        ("num_layers", num_layers),
-    ):
-        if size <= 0:
-            raise ValueError(f"{name} must be greater than zero\n  Received: {size}.")
+        if kind is int and value <= 0:
+            raise ValueError(f"{name} must be greater than zero\n  Received: {value}.")
 
 
 class RNN(_Recurrent):
@@ -428,9 +476,7 @@ class RNN(_Recurrent):
         recurrent_mask: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layers; see `LSTM.forward`.  The state is one tensor, h."""
-        output, (hidden,) = self._run(
-            input, None if hx is None else (hx,), lengths, resets, recurrent_mask
-        )
+        output, (hidden,) = self._run(input, None if hx is None else (hx,), lengths, resets, recurrent_mask)
         return output, hidden
 
 
@@ -481,7 +527,6 @@ class LSTM(_Recurrent):
             dtype,
             kernels,
         )
-        self.proj_size = 0
 
     def forward(
         self,
@@ -573,9 +618,7 @@ class GRU(_Recurrent):
         recurrent_mask: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layers; see `LSTM.forward`.  The state is one tensor, h."""
-        output, (hidden,) = self._run(
-            input, None if hx is None else (hx,), lengths, resets, recurrent_mask
-        )
+        output, (hidden,) = self._run(input, None if hx is None else (hx,), lengths, resets, recurrent_mask)
         return output, hidden
 
 
@@ -607,6 +650,7 @@ class _Step(nn.Module):
         for name in ("bias_ih", "bias_hh"):
             self.register_parameter(name, nn.Parameter(torch.empty(rows, **like)) if bias else None)
         self.reset_parameters()
+        ops.kernels_for(kernels, self.weight_hh)
 
     def reset_parameters(self) -> None:
         """Draw every parameter from ±1/sqrt(hidden_size), in torch's order."""
@@ -616,6 +660,8 @@ class _Step(nn.Module):
 
     def extra_repr(self) -> str:
         bias = "" if self.bias else ", bias=False"
+        if self.cell is Cell.RNN_RELU:
+            bias += ", nonlinearity=relu"
         kernels = ops.kernels_for(self.kernels, self.weight_hh).describe()
         return f"{self.input_size}, {self.hidden_size}{bias}, kernels={kernels}"
 
@@ -623,35 +669,38 @@ class _Step(nn.Module):
         name = type(self).__name__
         if x.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {x.dim()}D instead")
+        lstm, batched = self.cell is Cell.LSTM, x.dim() == 2
+        for i, part in enumerate(state or ()):
+            if part.dim() not in (1, 2):
+                what = f"hx[{i}]" if lstm else "hidden"
+                raise ValueError(f"{name}: Expected {what} to be 1D or 2D, got {part.dim()}D instead")
+        if lstm and state is not None and len(state) != 2:
+            raise RuntimeError(
+                f"lstm_cell expects two hidden states\n  Received: {len(state)}.\n  Fix: pass hx=(h, c)."
+            )
         if x.size(-1) != self.input_size:
             raise RuntimeError(
                 f"input has inconsistent input_size: got {x.size(-1)} expected {self.input_size}\n"
                 f"  Received: input {tuple(x.shape)} read as (batch, features).\n"
                 f"  Fix: create the cell with input_size={x.size(-1)}, or project the input."
             )
-        if x.dtype != self.weight_ih.dtype:
-            raise RuntimeError(
-                f"input dtype ({x.dtype}) does not match weight dtype ({self.weight_ih.dtype})\n"
-                f"  Fix: input.to({self.weight_ih.dtype})."
-            )
-        batched = x.dim() == 2
-        expected = (x.size(0), self.hidden_size) if batched else (self.hidden_size,)
-        for i, part in enumerate(state or ()):
-            what = f"hx[{i}]" if self.cell is Cell.LSTM else "hidden"
-            if part.dim() not in (1, 2):
-                raise ValueError(f"{name}: Expected {what} to be 1D or 2D, got {part.dim()}D instead")
-            if tuple(part.shape) != expected or part.dtype != x.dtype:
+        x = self._admit(x if batched else x.unsqueeze(0), "input")
+        parts = [part if batched else part.unsqueeze(0) for part in state or ()]
+        for i, part in enumerate(parts):
+            fix = "\n  Fix: a state has the shape (batch, hidden_size), without batch for 1-D input."
+            if part.size(0) != x.size(0):
                 raise RuntimeError(
-                    f"{what} has inconsistent size: got {tuple(part.shape)} of {part.dtype}, "
-                    f"expected {expected} of {x.dtype}\n"
-                    f"  Fix: a state has the shape (batch, hidden_size), without batch for 1-D input."
+                    f"Input batch size {x.size(0)} doesn't match hidden{i} batch size {part.size(0)}{fix}"
                 )
-        x = x if batched else x.unsqueeze(0)
-        hidden, cell, *_ = (
-            *(part.reshape(1, -1, self.hidden_size) for part in state or ()),
-            None,
-            None,
-        )
+            if part.size(1) != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{i} has inconsistent hidden_size: got {part.size(1)}, "
+                    f"expected {self.hidden_size}{fix}"
+                )
+            if part.dim() != 2:
+                raise RuntimeError(f"hidden{i} has {part.dim()} axes, expected 2{fix}")
+            parts[i] = self._admit(part, f"hidden{i}")
+        hidden, cell, *_ = (*(part.unsqueeze(0) for part in parts), None, None)
         weights = _gradient_ready_weights(
             self.cell, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         )
@@ -659,6 +708,20 @@ class _Step(nn.Module):
         _, *final = ops.layer(run, x.unsqueeze(0), hidden, cell, (weights,))
         parts = [part[0] for part in final if part is not None]
         return tuple(part if batched else part.squeeze(0) for part in parts)
+
+    def _admit(self, x: Tensor, what: str) -> Tensor:
+        x = _as_the_weights(x, self.weight_ih)
+        if x.dtype != self.weight_ih.dtype:
+            raise RuntimeError(
+                f"{what} dtype ({x.dtype}) does not match weight dtype ({self.weight_ih.dtype})\n"
+                f"  Fix: {what}.to({self.weight_ih.dtype})."
+            )
+        if x.device != self.weight_ih.device:
+            raise RuntimeError(
+                f"{what} and weights are not at the same device: {x.device} and {self.weight_ih.device}\n"
+                f"  Fix: {what}.to({str(self.weight_ih.device)!r})."
+            )
+        return x
 
 
 class RNNCell(_Step):
@@ -700,6 +763,10 @@ class LSTMCell(_Step):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return h_t and c_t (B, H) from input (B, I) and (h_{t-1}, c_{t-1}); zeros if None."""
+        if isinstance(hx, Tensor):
+            raise TypeError(
+                "LSTMCell: hx must be a tuple (h, c)\n  Received: Tensor.\n  Fix: pass hx=(h, c)."
+            )
         hidden, cell = self._run(input, None if hx is None else tuple(hx))
         return hidden, cell
 

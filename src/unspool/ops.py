@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from unspool.kernels import checks, choose, load
 from unspool.kernels.contract import Array, Cell, Kernels, State, Trace, Weights
@@ -74,24 +73,50 @@ class _Layer(torch.autograd.Function):
         ctx: Any, run: Run, x: Tensor, hidden: Tensor | None, cell: Tensor | None, *flat: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         convert = _Convert(x)
+        if run.lengths is not None:
+            run = run._replace(lengths=run.lengths.copy())  # the caller may write on its own before backward
         weights = [Weights(*map(convert.to, flat[at : at + _PARTS])) for at in range(0, len(flat), _PARTS)]
         prepared = run.kernels.prepare(run.cell, weights)
         trace, final = run.kernels.forward(
             prepared, convert.to(x), convert.state(hidden, cell), **convert.options(run)
         )
         kept = Trace(*map(convert.back, trace))
-        ctx.run, ctx.prepared, ctx.weights = run, prepared, len(flat) // _PARTS
+        ctx.run, ctx.prepared, ctx.given = run, prepared, 3 + len(flat)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, hidden, cell, *kept)
+        # All that backward reads is saved, the weights too: autograd then sees what was changed in place.
+        ctx.save_for_backward(x, hidden, cell, *flat, run.resets, run.recurrent_mask, *kept)
         return kept.hidden, convert.back(final.hidden), convert.back(final.cell)
 
     @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, d_out: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None
+    def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: each reading unpacks
+        given, kept = saved[: ctx.given], saved[ctx.given :]
+        return None, *_Backward.apply(ctx.run, ctx.prepared, kept, *arriving, *given)  # type: ignore[no-untyped-call]
+
+
+class _Backward(torch.autograd.Function):
+    """The backward pass as an operation on all that it reads, so that a graph of a gradient leads to it.
+
+    `once_differentiable` would not do: where what arrives needs no gradient (a plain sum), it takes the
+    gradient for a constant, and a penalty on it would silently count for nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: Run,
+        prepared: Any,
+        kept: tuple[Tensor | None, ...],
+        d_out: Tensor | None,
+        d_hidden: Tensor | None,
+        d_cell: Tensor | None,
+        x: Tensor,
+        hidden: Tensor | None,
+        cell: Tensor | None,
+        *flat: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        run: Run = ctx.run
-        x, hidden, cell, *kept = ctx.saved_tensors
+        resets, recurrent_mask, *trace = kept
+        run = run._replace(resets=resets, recurrent_mask=recurrent_mask)
         convert = _Convert(x)
         d_state = None
         if d_hidden is not None or d_cell is not None:
@@ -103,9 +128,9 @@ class _Layer(torch.autograd.Function):
                 None if run.cell is not Cell.LSTM else d_cell if d_cell is not None else zeros,
             )
         gradients, _ = run.kernels.backward(
-            ctx.prepared,
+            prepared,
             convert.to(x),
-            Trace(*map(convert.to, kept)),
+            Trace(*map(convert.to, trace)),
             convert.state(hidden, cell),
             d_hidden=convert.to(d_out),
             d_state=d_state,
@@ -113,11 +138,18 @@ class _Layer(torch.autograd.Function):
         )
         back = convert.back
         return (
-            None,
             back(gradients.x),
             None if hidden is None else back(gradients.state.hidden),
             None if cell is None else back(gradients.state.cell),
             *(back(part) for w in gradients.weights for part in w),
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "A recurrent layer cannot be differentiated twice\n"
+            "  Received: a derivative of a gradient, from create_graph=True.\n"
+            "  Fix: leave this layer out of the gradient penalty, or keep torch.nn's for it."
         )
 
 
@@ -130,7 +162,7 @@ class _Convert:
     def to(self, tensor: Tensor | None) -> Array:
         if tensor is None or not self._as_numpy:
             return None if tensor is None else tensor.detach()
-        return tensor.detach().numpy()
+        return tensor.detach().resolve_neg().numpy()
 
     def back(self, array: Array) -> Any:
         return torch.from_numpy(array) if isinstance(array, np.ndarray) else array

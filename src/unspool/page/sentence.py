@@ -303,6 +303,7 @@ _MIN_WIDTH = 40
 _MIN_WORD = 8
 _SCREEN = 40  # rows after which the headings have scrolled away
 _NUMBER = 6  # columns of a contribution
+_BESIDES = 2 + 1 + _NUMBER  # and with the mark of unknown words and the spaces
 
 
 def terminal(recording: Recording, contributions: Contributions, *, colour: bool, width: int) -> str:
@@ -327,14 +328,26 @@ def terminal(recording: Recording, contributions: Contributions, *, colour: bool
     width = max(width, _MIN_WIDTH)
     directions = _summary(recording)
     tables = [list(range(len(directions)))]
-    if width < 2 + _MIN_WORD + 1 + _NUMBER + sum(1 + 4 * len(panels) for panels in directions):
+    if width < _BESIDES + _MIN_WORD + sum(1 + _across(4, len(panels)) for panels in directions):
         tables = [[d] for d in tables[0]]
-    label, rival = (_fit(name, width // 4).rstrip() for name in (contributions.label, contributions.rival))
-    head = f"{label} {contributions.score:.3f} (margin {contributions.margin:.2f} over {rival})"
+    head = _head(contributions, width)
     lines = [f"\x1b[1m{head}\x1b[0m" if colour else head]
     for shown in tables:
         lines += ["", *_table_lines(recording, contributions, shown, directions, colour, width)]
     return "\n".join([*lines, "", *_legend_lines(recording, contributions, directions[0], colour, width)])
+
+
+def _head(contributions: Contributions, width: int) -> str:
+    """The answer in a line: fresh 0.962 (margin 3.24 over rotten)."""
+    score, margin = f"{contributions.score:.3f}", f"{contributions.margin:.2f}"
+    room = (width - len(f" {score} (margin {margin} over )")) // 2
+    label, rival = (_fit(name, room).rstrip() for name in (contributions.label, contributions.rival))
+    return f"{label} {score} (margin {margin} over {rival})"
+
+
+def _across(block: int, columns: int) -> int:
+    """How wide the columns of a direction are: as its name at the least."""
+    return max(block * columns, len(_DIRECTIONS[0]))
 
 
 def _table_lines(
@@ -347,9 +360,9 @@ def _table_lines(
 ) -> Iterator[str]:
     """The table of the directions in `shown`: headings, a line a word, and headings below a long text."""
     columns = len(directions[0])
-    fixed = 2 + 1 + _NUMBER
-    block = 5 if width - fixed - len(shown) * (1 + 5 * columns) >= 24 else 4
-    room = width - fixed - len(shown) * (1 + block * columns)
+    block = 5 if width - _BESIDES - len(shown) * (1 + _across(5, columns)) >= 24 else 4
+    across = _across(block, columns)
+    room = width - _BESIDES - len(shown) * (1 + across)  # for the word and its bar
     longest = max(4, *(_columns(_clean(word)) for word in recording.words))
     word_width = min(longest, max(_MIN_WORD, room - 10), 24)
     side = min((room - word_width - 2) // 2, 10)  # of the bar
@@ -357,9 +370,9 @@ def _table_lines(
         side, word_width = 0, min(longest, room)
     moved_width = _NUMBER + (2 * side + 2 if side else 0)
 
-    names = "".join(f" {_DIRECTIONS[d]:^{block * columns}}" for d in shown)
+    names = "".join(f" {_DIRECTIONS[d]:^{across}}" for d in shown)
     moved = "contribution" if moved_width >= 12 else "moved"
-    letters = "".join(f"{panel.letter:>4}".ljust(block) for panel in directions[0])
+    letters = "".join(f"{panel.letter:>4}".ljust(block) for panel in directions[0]).ljust(across)
     heading = (
         f"{' ' * (2 + word_width + 1 + moved_width)}{names}".rstrip(),
         f"  {'word':<{word_width}} {moved:<{moved_width}}{f' {letters}' * len(shown)}".rstrip(),
@@ -375,7 +388,7 @@ def _table_lines(
             row += f" {_bar(value / limit, side, colour)}"
         for d in shown:
             blocks = (_block(means[d][k][t], ends[k], block, colour) for k in range(columns))
-            row += f" {''.join(blocks)}"
+            row += f" {''.join(blocks)}{' ' * (across - block * columns)}"
         yield row.rstrip()
     if len(recording.words) > _SCREEN:
         yield from reversed(heading)
@@ -738,7 +751,7 @@ section {
   background: var(--card); border: 1px solid var(--line); border-radius: 12px;
 }
 abbr { text-decoration: none; cursor: help }
-bdi + abbr { font-size: .7em; vertical-align: super; color: var(--soft) }
+bdi + abbr { font-size: .7em; line-height: 0; vertical-align: super; color: var(--soft) }
 .score { color: var(--soft); font-weight: 400; font-variant-numeric: tabular-nums }
 .note { margin: .5rem 0 .7rem; font-size: .88rem; color: var(--soft) }
 
@@ -887,15 +900,15 @@ def figure(recording: Recording, contributions: Contributions) -> "Figure":
     margin = f"margin {_minus(f'{c.margin:.2f}')} over {_cut(c.rival, 24)}"
     say(_MARGIN, 0.42, f"{margin}; bars: how far each word moved it, up towards {_cut(c.label, 24)}", 8)
     bars = place(_MARGIN, 0.75, width - 2 * _MARGIN, _BARS_HEIGHT)
+    heights = np.where(np.isfinite(c.values), c.values, 0)  # no bar for what is no number
     bars.bar(
         range(words),
-        c.values,
-        color=[tuple(part / 255 for part in (_AWAY if value < 0 else _TOWARDS)) for value in c.values],
+        heights,
+        color=[tuple(part / 255 for part in (_AWAY if value < 0 else _TOWARDS)) for value in heights],
         width=0.8 if words > 4 else 0.2 * words,
     )
     bars.axhline(0, color=_SOFT, linewidth=0.6)
-    finite = c.values[np.isfinite(c.values)]
-    low, high = float(finite.min(initial=0)), float(finite.max(initial=0))
+    low, high = float(heights.min(initial=0)), float(heights.max(initial=0))
     bars.set_ylim(low * 1.06, high * 1.06 if high > low else 1)
     _finish(bars, words, labels, width - 2 * _MARGIN, drawable)
     bars.spines[["top", "right", "bottom"]].set_visible(False)

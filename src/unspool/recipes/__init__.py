@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-from unspool.errors import ConfigError
+from unspool.errors import ConfigError, MissingExtra
 
 NAMES = ("sentiment",)
 
@@ -17,4 +17,9 @@ def load(name: str) -> ModuleType:
     """
     if name not in NAMES:
         raise ConfigError(f"there is no recipe {name!r}.\n  Fix: use one of {', '.join(NAMES)}.")
-    return importlib.import_module(f"unspool.recipes.{name}")
+    try:
+        return importlib.import_module(f"unspool.recipes.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtra("training", "torch", "train") from error

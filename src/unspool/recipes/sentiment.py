@@ -18,28 +18,23 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from unspool import __version__, files, training
 from unspool import model as serving
+from unspool import nn as recurrent
 from unspool.data import batches, readers
 from unspool.data import vectors as pretrained
 from unspool.data.benchmarks import NAMES as BENCHMARKS
 from unspool.data.benchmarks import benchmark
-from unspool.errors import ConfigError, MissingExtra, TrainingError
+from unspool.errors import ConfigError, TrainingError
 from unspool.kernels import choose
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy, accuracy
 from unspool.vocabulary import PAD, UNKNOWN, Vocabulary, words
-
-try:
-    import torch
-    import torch.nn.functional as F
-    from torch import Tensor, nn
-except ImportError as error:
-    raise MissingExtra("training", "torch", "train") from error
-
-from unspool import nn as recurrent
 
 _LAYERS = {
     "rnn_tanh": recurrent.RNN,
