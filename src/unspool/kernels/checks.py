@@ -23,6 +23,7 @@ class Sizes(NamedTuple):
     input_size: int
     hidden_size: int
     dtype: str  # "float32" or "float64"
+    library: str = "numpy"  # or "torch"
 
     @property
     def gates(self) -> int:
@@ -32,6 +33,11 @@ class Sizes(NamedTuple):
 def dtype_name(array: Array) -> str:
     """Name an array's dtype the same for NumPy and torch: `float32`."""
     return str(array.dtype).removeprefix("torch.")
+
+
+def library_name(array: Array) -> str:
+    """Name the library that an array is of: `numpy` or `torch`."""
+    return "torch" if hasattr(array, "detach") else "numpy"
 
 
 def shape(array: Array, name: str) -> tuple[int, ...]:
@@ -44,8 +50,10 @@ def shape(array: Array, name: str) -> tuple[int, ...]:
     return tuple(int(n) for n in array.shape)
 
 
-def expect(array: Array, name: str, axes: str, wanted: Sequence[int], dtype: str) -> None:
-    """Raise unless `array` has the shape `wanted`, whose axes `axes` names, and the dtype."""
+def expect(
+    array: Array, name: str, axes: str, wanted: Sequence[int], dtype: str, library: str | None = None
+) -> None:
+    """Raise unless `array` has the shape `wanted`, whose axes `axes` names, the dtype and the library."""
     got = shape(array, name)
     if got != tuple(wanted):
         raise InputError(
@@ -56,6 +64,26 @@ def expect(array: Array, name: str, axes: str, wanted: Sequence[int], dtype: str
             f"{name} has the wrong dtype.\n  Received: {dtype_name(array)}.\n"
             f"  Fix: pass {dtype}, the dtype of the layer's weights."
         )
+    if library is not None and library_name(array) != library:
+        fix = (
+            "NumPy arrays (tensor.detach().numpy()), or call through unspool.nn"
+            if library == "numpy"
+            else "torch tensors (torch.from_numpy(array))"
+        )
+        raise InputError(
+            f"{name} is of another library than the layer's weights.\n"
+            f"  Received: {type(array).__name__} of {library_name(array)}, weights of {library}.\n"
+            f"  Fix: pass {fix}."
+        )
+
+
+def expect_named(given: Any, kind: type[Weights] | type[State] | type[Trace], name: str) -> None:
+    """Raise unless `given` is the contract's named tuple `kind`: a plain tuple does not say what is what."""
+    if not isinstance(given, kind):
+        raise InputError(
+            f"{name} must be a named tuple, {kind.__name__}.\n  Received: {type(given).__name__}.\n"
+            f"  Fix: pass {kind.__name__}({', '.join(kind._fields)}), from unspool.kernels.contract."
+        )
 
 
 def check_weights(cell: Cell, weights: Sequence[Weights], dtypes: Sequence[str]) -> Sizes:
@@ -65,11 +93,18 @@ def check_weights(cell: Cell, weights: Sequence[Weights], dtypes: Sequence[str])
             f"cell must be a Cell.\n  Received: {cell!r}.\n"
             f"  Fix: use one of {', '.join(f'Cell.{c.name}' for c in Cell)}."
         )
+    if not isinstance(weights, Sequence):
+        raise InputError(
+            f"weights must be a list, one Weights a direction.\n  Received: {type(weights).__name__}.\n"
+            f"  Fix: pass [forward] or [forward, reverse]."
+        )
     if len(weights) not in (1, 2):
         raise InputError(
             f"A layer has one or two directions.\n  Received: weights for {len(weights)}.\n"
             f"  Fix: pass [forward] or [forward, reverse]."
         )
+    for d, w in enumerate(weights):
+        expect_named(w, Weights, f"weights[{d}]")
     rows = shape(weights[0].input, "weights[0].input")
     if len(rows) != 2 or rows[0] % len(cell.gates) or rows[0] == 0 or rows[1] == 0:
         raise InputError(
@@ -82,24 +117,25 @@ def check_weights(cell: Cell, weights: Sequence[Weights], dtypes: Sequence[str])
             f"This kernel set does not run {dtype}.\n  Received: weights[0].input in {dtype}.\n"
             f"  Fix: convert weights and inputs to {' or '.join(dtypes)}."
         )
+    library = library_name(weights[0].input)
     gates, hidden, inputs = rows[0], rows[0] // len(cell.gates), rows[1]
     for d, w in enumerate(weights):
-        expect(w.input, f"weights[{d}].input", "G·H, I", (gates, inputs), dtype)
-        expect(w.recurrent, f"weights[{d}].recurrent", "G·H, H", (gates, hidden), dtype)
-        expect(w.bias, f"weights[{d}].bias", "G·H", (gates,), dtype)
+        expect(w.input, f"weights[{d}].input", "G·H, I", (gates, inputs), dtype, library)
+        expect(w.recurrent, f"weights[{d}].recurrent", "G·H, H", (gates, hidden), dtype, library)
+        expect(w.bias, f"weights[{d}].bias", "G·H", (gates,), dtype, library)
         if cell is Cell.GRU:
             if w.candidate_bias is None:
                 raise InputError(
                     f"weights[{d}].candidate_bias is missing.\n  Received: None.\n"
                     f"  Fix: a GRU's candidate has a recurrent bias ({hidden},); pass zeros for none."
                 )
-            expect(w.candidate_bias, f"weights[{d}].candidate_bias", "H", (hidden,), dtype)
+            expect(w.candidate_bias, f"weights[{d}].candidate_bias", "H", (hidden,), dtype, library)
         elif w.candidate_bias is not None:
             raise InputError(
                 f"weights[{d}].candidate_bias does not belong to {cell.value}.\n"
                 f"  Received: an array.\n  Fix: pass None; only a GRU has it."
             )
-    return Sizes(cell, len(weights), inputs, hidden, dtype)
+    return Sizes(cell, len(weights), inputs, hidden, dtype, library)
 
 
 def check_run(
@@ -119,7 +155,7 @@ def check_run(
             f"  Fix: pass (time, batch, input) = (T, B, {sizes.input_size})."
         )
     time, batch, _ = got
-    expect(x, "x", "time, batch, input", (time, batch, sizes.input_size), sizes.dtype)
+    expect(x, "x", "time, batch, input", (time, batch, sizes.input_size), sizes.dtype, sizes.library)
     _check_state(sizes, state, "state", batch)
     _check_state(sizes, reset_state, "reset_state", batch)
     if lengths is not None:
@@ -138,6 +174,7 @@ def check_run(
             "directions, batch, hidden",
             (sizes.directions, batch, sizes.hidden_size),
             sizes.dtype,
+            sizes.library,
         )
     return time, batch
 
@@ -178,6 +215,7 @@ def check_backward(
     d_state: State | None,
 ) -> None:
     """Check what the backward pass takes beyond the forward pass's arguments."""
+    expect_named(trace, Trace, "trace")
     directions, hidden = sizes.directions, sizes.hidden_size
     steps = (time, batch, directions, hidden)
     axes = "time, batch, directions, hidden"
@@ -187,8 +225,9 @@ def check_backward(
         "time, batch, directions, gates, hidden",
         (time, batch, directions, sizes.gates, hidden),
         sizes.dtype,
+        sizes.library,
     )
-    expect(trace.hidden, "trace.hidden", axes, steps, sizes.dtype)
+    expect(trace.hidden, "trace.hidden", axes, steps, sizes.dtype, sizes.library)
     for part, needed in (
         ("cell", sizes.cell.has_cell_state),
         ("recurrent_candidate", sizes.cell is Cell.GRU),
@@ -200,24 +239,25 @@ def check_backward(
                 f"  Fix: pass the trace that this kernel set's forward returned for {sizes.cell.value}."
             )
         if needed:
-            expect(array, f"trace.{part}", axes, steps, sizes.dtype)
+            expect(array, f"trace.{part}", axes, steps, sizes.dtype, sizes.library)
     if d_hidden is not None:
-        expect(d_hidden, "d_hidden", axes, steps, sizes.dtype)
+        expect(d_hidden, "d_hidden", axes, steps, sizes.dtype, sizes.library)
     _check_state(sizes, d_state, "d_state", batch)
 
 
 def _check_state(sizes: Sizes, state: State | None, name: str, batch: int) -> None:
     if state is None:
         return
+    expect_named(state, State, name)
     wanted = (sizes.directions, batch, sizes.hidden_size)
-    expect(state.hidden, f"{name}.hidden", "directions, batch, hidden", wanted, sizes.dtype)
+    expect(state.hidden, f"{name}.hidden", "directions, batch, hidden", wanted, sizes.dtype, sizes.library)
     if sizes.cell.has_cell_state:
         if state.cell is None:
             raise InputError(
                 f"{name}.cell is missing.\n  Received: None.\n"
                 f"  Fix: an LSTM's state is State(hidden, cell), each {wanted}."
             )
-        expect(state.cell, f"{name}.cell", "directions, batch, hidden", wanted, sizes.dtype)
+        expect(state.cell, f"{name}.cell", "directions, batch, hidden", wanted, sizes.dtype, sizes.library)
     elif state.cell is not None:
         raise InputError(
             f"{name}.cell does not belong to {sizes.cell.value}.\n  Received: an array.\n"

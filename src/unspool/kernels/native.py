@@ -42,13 +42,16 @@ def _choose_isa() -> str:
     return wanted
 
 
+_MOST_THREADS = 2**31 - 1  # the engine counts them in an int
+
+
 def _count_threads() -> int:
     for name in ("UNSPOOL_THREADS", "OMP_NUM_THREADS"):
         wanted = os.environ.get(name)
         if wanted:
-            if not wanted.isdecimal() or int(wanted) < 1:
+            if not wanted.isdecimal() or not 1 <= int(wanted) <= _MOST_THREADS:
                 raise KernelsError(
-                    f"{name} must be a whole number, 1 or more.\n  Received: {wanted!r}.\n"
+                    f"{name} must be a whole number from 1 to {_MOST_THREADS}.\n  Received: {wanted!r}.\n"
                     f"  Fix: set it to the number of threads, or unset it."
                 )
             return int(wanted)
@@ -84,9 +87,10 @@ def threads() -> int:
 def set_threads(count: int) -> None:
     """Set how many threads the engine uses at the most; results do not depend on it."""
     global _threads
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_THREADS:
         raise InputError(
-            f"The number of threads must be a whole number, 1 or more.\n  Received: {count!r}.\n"
+            f"The number of threads must be a whole number from 1 to {_MOST_THREADS}.\n"
+            f"  Received: {count!r}.\n"
             f"  Fix: set_threads({os.cpu_count() or 1}), say."
         )
     _threads = count

@@ -1,0 +1,325 @@
+"""The native set's own: instruction sets, threads, fork, many callers at once, exit.
+
+What it computes is held by tests/contract.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract.cases import Case, differing_bits, draw
+from contract.sets import KernelSet, infer, load_native, prepare, run
+from unspool.errors import InputError, KernelsError
+from unspool.kernels.contract import Cell
+
+# Enough work for the engine to wake its threads, and rows enough to share.
+CASE = Case(Cell.LSTM, 2, 65, 33, 12, 23, lengths=True, resets=True, reset_state=True, mask=True)
+
+
+@pytest.fixture
+def restored(native: ModuleType) -> Iterator[ModuleType]:
+    """The native module, with its number of threads put back afterwards."""
+    before = native.threads()
+    yield native
+    native.set_threads(before)
+
+
+def as_set(module: ModuleType) -> KernelSet:
+    return KernelSet("native", module, True, lambda array: array, lambda array: array)
+
+
+def in_a_new_process(code: str, *, timeout: float = 60, **environment: str) -> str:
+    """What a fresh interpreter prints; it must end well, in time, and without a warning."""
+    settings = {
+        k: v for k, v in os.environ.items() if k not in ("UNSPOOL_ISA", "UNSPOOL_THREADS", "OMP_NUM_THREADS")
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        env=settings | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+# A layer heavy enough for threads, in a process of its own.
+LAYER = """
+import os, signal, sys
+import numpy as np
+from unspool.kernels import native
+from unspool.kernels.contract import Cell, Weights
+
+rng = np.random.default_rng(0)
+def floats(*shape):
+    return rng.uniform(-0.2, 0.2, shape).astype(np.float32)
+weights = [Weights(floats(260, 33), floats(260, 65), floats(260)) for _ in range(2)]
+prepared = native.prepare(Cell.LSTM, weights)
+x, d_hidden = floats(12, 23, 33), floats(12, 23, 2, 65)
+def bits():
+    trace, final = native.forward(prepared, x)
+    gradients, flow = native.backward(prepared, x, trace, d_hidden=d_hidden)
+    arrays = [*trace[:3], *final, gradients.x, *gradients.weights[0][:3], *gradients.weights[1][:3], *flow]
+    return b"".join(array.tobytes() for array in arrays)
+"""
+
+
+def test_each_instruction_set_is_the_one_that_was_asked_for(native: ModuleType) -> None:
+    names = native.instruction_sets()
+    assert names[-1] == "baseline"
+    for isa in names:
+        module = load_native(isa)
+        assert module.describe() == f"native[{isa}]"
+        assert not np.isnan(run(as_set(module), CASE.cell, draw(CASE)).all["d_x"]).any()
+
+
+@pytest.mark.parametrize("wanted", ["sse9", "", "AVX2", "native"])
+def test_an_instruction_set_that_is_not_there_is_refused(native: ModuleType, wanted: str) -> None:
+    with pytest.raises(KernelsError) as refused:
+        load_native(wanted)
+    wrong, received, fix = str(refused.value).split("\n")
+    assert "UNSPOOL_ISA" in wrong
+    assert repr(wanted) in received
+    assert all(name in fix for name in native.instruction_sets())
+
+
+def test_a_process_runs_the_instruction_set_and_threads_of_its_environment(native: ModuleType) -> None:
+    code = """
+        from unspool import kernels
+        loaded = kernels.load("native")
+        print(loaded.describe(), loaded.threads())
+    """
+    isa = native.instruction_sets()[-1]
+    assert in_a_new_process(code, UNSPOOL_ISA=isa, UNSPOOL_THREADS="3") == f"native[{isa}] 3"
+    assert in_a_new_process(code, OMP_NUM_THREADS="5").endswith(" 5")
+    assert in_a_new_process(code, OMP_NUM_THREADS="5", UNSPOOL_THREADS="4").endswith(" 4")
+    best = native.instruction_sets()[0]
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert in_a_new_process(code, UNSPOOL_THREADS="") == f"native[{best}] {here}"
+
+
+@pytest.mark.parametrize("name", ["UNSPOOL_THREADS", "OMP_NUM_THREADS"])
+@pytest.mark.parametrize("wanted", ["0", "-2", "1.5", "two", " ", "2147483648"])
+def test_a_number_of_threads_that_is_none_is_refused(
+    native: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, wanted: str
+) -> None:
+    monkeypatch.delenv("UNSPOOL_THREADS", raising=False)
+    monkeypatch.setenv(name, wanted)
+    with pytest.raises(KernelsError) as refused:
+        load_native(native.instruction_sets()[0])
+    wrong, received, fix = str(refused.value).split("\n")
+    assert name in wrong
+    assert repr(wanted) in received
+    assert "unset" in fix
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 200])
+def test_set_threads_changes_the_number_and_no_bit(restored: ModuleType, count: int) -> None:
+    data = draw(CASE)
+    restored.set_threads(1)
+    want = run(as_set(restored), CASE.cell, data).all
+    restored.set_threads(count)
+    assert restored.threads() == count
+    assert not differing_bits(run(as_set(restored), CASE.cell, data).all, want)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.0, "2", None, True, 2**31])
+def test_set_threads_refuses_what_is_no_number_of_threads(restored: ModuleType, count: Any) -> None:
+    before = restored.threads()
+    with pytest.raises(InputError) as refused:
+        restored.set_threads(count)
+    wrong, received, fix = str(refused.value).split("\n")
+    assert "whole number" in wrong
+    assert repr(count) in received
+    assert "set_threads(" in fix
+    assert restored.threads() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+def test_threads_are_started_when_there_is_work_and_as_many_as_asked_for(native: ModuleType) -> None:
+    code = """
+        def alive():
+            return len(os.listdir("/proc/self/task"))
+        native.set_threads(1)
+        before = alive()
+        alone = bits()
+        assert alive() == before, "one thread is no thread more"
+        native.set_threads(3)
+        small = [Weights(floats(2, 1), floats(2, 2), floats(2)) for _ in range(2)]
+        native.infer(native.prepare(Cell.RNN_TANH, small), floats(2, 20, 1))
+        assert alive() == before, "work too small to share woke a thread"
+        assert bits() == alone
+        assert alive() == before + 2
+        native.set_threads(2)
+        assert bits() == alone
+        assert alive() == before + 2
+        print("as asked")
+    """
+    assert in_a_new_process(LAYER + textwrap.dedent(code)) == "as asked"
+
+
+def test_a_child_forked_after_a_parallel_region_works(native: ModuleType) -> None:
+    """The pool's threads do not cross a fork; the child makes its own, and so does its child."""
+    code = """
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads
+        native.set_threads(3)
+        want = bits()
+
+        def child(deep):
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(20)
+                code = 9
+                try:
+                    same = bits() == want and (deep == 0 or child(deep - 1) == 0) and bits() == want
+                    code = 0 if same else 1
+                finally:
+                    os._exit(code)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+        for _ in range(20):
+            assert child(1) == 0
+            assert bits() == want
+        print("works")
+    """
+    assert in_a_new_process(LAYER + textwrap.dedent(code)) == "works"
+
+
+def test_a_child_forked_while_another_thread_computes_works(native: ModuleType) -> None:
+    """Every lock of the pool may be held at that moment."""
+    code = """
+        import threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        native.set_threads(3)
+        want = bits()
+        stop = threading.Event()
+        def busy():
+            while not stop.is_set():
+                assert bits() == want
+        others = [threading.Thread(target=busy) for _ in range(2)]
+        for other in others:
+            other.start()
+        try:
+            for _ in range(30):
+                pid = os.fork()
+                if pid == 0:
+                    signal.alarm(20)
+                    os._exit(0 if bits() == want else 1)
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        finally:
+            stop.set()
+            for other in others:
+                other.join()
+        print("works")
+    """
+    assert in_a_new_process(LAYER + textwrap.dedent(code)) == "works"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_many_callers_of_one_layer_get_the_bits_of_one(restored: ModuleType, count: int) -> None:
+    """One prepared layer, eight Python threads, each with a batch of its own size."""
+    kernels = as_set(restored)
+    restored.set_threads(count)
+    first = draw(CASE)
+    prepared = prepare(kernels, CASE.cell, first)
+    batches = [draw(CASE._replace(batch=4 + n), seed=n)._replace(weights=first.weights) for n in range(8)]
+    want = [run(kernels, CASE.cell, data, prepared).all for data in batches]
+
+    def call(n: int) -> list[str]:
+        wrong = differing_bits(run(kernels, CASE.cell, batches[n % 8], prepared).all, want[n % 8])
+        inferred = infer(kernels, CASE.cell, batches[n % 8], prepared)
+        return wrong + differing_bits(inferred, {name: want[n % 8][name] for name in inferred})
+
+    with ThreadPoolExecutor(8) as pool:
+        assert not [line for lines in pool.map(call, range(64)) for line in lines]
+
+
+def test_other_threads_run_while_the_engine_works(native: ModuleType) -> None:
+    """The interpreter's lock is let go: nothing else makes this caller give way within an hour."""
+    code = """
+        import threading
+        sys.setswitchinterval(3600)
+        long = floats(300, 23, 33)
+        native.set_threads(1)
+        seen, counted, done = [], 0, threading.Event()
+        def call():
+            seen.append(counted)
+            native.infer(prepared, long)
+            seen.append(counted)
+            done.set()
+        threading.Thread(target=call).start()
+        while not done.is_set():
+            counted += 1
+            os.stat(".")  # lets go of the lock itself
+        print(seen[1] > seen[0])
+    """
+    assert in_a_new_process(LAYER + textwrap.dedent(code)) == "True"
+
+
+def test_a_process_ends_well_while_the_pool_lives(native: ModuleType) -> None:
+    """After a parallel region, with the layer and its traces still held, ten times over."""
+    code = """
+        native.set_threads(3)
+        for _ in range(10):
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(20)
+                bits()
+                sys.exit(7)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        bits()
+        print("ended")
+    """
+    assert in_a_new_process(LAYER + textwrap.dedent(code)) == "ended"
+
+
+def test_the_weights_are_copied_when_they_are_prepared(native: ModuleType) -> None:
+    kernels, data = as_set(native), draw(CASE)
+    prepared = prepare(kernels, CASE.cell, data)
+    want = run(kernels, CASE.cell, data, prepared).all
+    for w in data.weights:
+        for part in w:
+            if part is not None:
+                part[:] = np.nan
+    assert not differing_bits(run(kernels, CASE.cell, data, prepared).all, want)
+
+
+def test_torch_tensors_are_refused(native: ModuleType) -> None:
+    torch = pytest.importorskip("torch")
+    data = draw(CASE)
+    tensors = [type(w)(*(p if p is None else torch.from_numpy(p) for p in w)) for w in data.weights]
+    with pytest.raises(InputError, match=r"takes NumPy arrays\.\n  Received: Tensor\.\n  Fix: "):
+        native.prepare(CASE.cell, tensors)
+    prepared = prepare(as_set(native), CASE.cell, data)
+    with pytest.raises(InputError, match=r"another library.*\n  Received: Tensor of torch.*\n  Fix: .*nn"):
+        native.infer(prepared, torch.from_numpy(data.x))
+
+
+def test_float64_is_refused(native: ModuleType) -> None:
+    data = draw(CASE)
+    wide = tuple(type(w)(*(p if p is None else p.astype("float64") for p in w)) for w in data.weights)
+    with pytest.raises(InputError, match=r"does not run float64\.\n  Received: .*\n  Fix: .*float32"):
+        native.prepare(CASE.cell, wide)
+
+
+def test_a_module_that_is_not_built_says_so(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a compiler: it says what to do, and nothing slower runs instead."""
+    import unspool.kernels as kernels
+
+    monkeypatch.delattr(kernels, "_core")
+    monkeypatch.setitem(sys.modules, "unspool.kernels._core", None)
+    with pytest.raises(KernelsError, match=r"cannot be loaded\.\n  Received: .*\n  Fix: .*pip install"):
+        load_native(native.instruction_sets()[0])
