@@ -3,13 +3,14 @@
 stdout carries data alone; progress, warnings and errors go to stderr.  Exit codes: 0 done; 1 the run failed;
 2 wrong usage; 3 a check did not hold; 130 and 143 after Ctrl-C and SIGTERM, once last/ is saved.
 
-Holds no task's knowledge: verbs hand over to a recipe, a model, or a source.
+Holds no task's knowledge: verbs hand over to a recipe, a model, or a source.  Only `train` imports torch.
 """
 
 import dataclasses
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -18,15 +19,16 @@ import traceback
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import App, Parameter
 
 import unspool
-from unspool import files, introspect
+from unspool import files, introspect, recipes
 from unspool.data import readers, sources
-from unspool.errors import ConfigError, DataError, InputError, ModelFileError, UnspoolError
+from unspool.data.benchmarks import benchmark
+from unspool.errors import ConfigError, DataError, InputError, TrainingError, UnspoolError
 from unspool.kernels import choose
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy
@@ -34,20 +36,41 @@ from unspool.model import Model
 
 FAILED, USAGE, CHECK, INTERRUPTED = 1, 2, 3, 130
 
+# What stands for a sign of the heat map where stdout's encoding lacks it; one for one, so columns hold.
+_PLAIN = str.maketrans("░▒▓█▐▌│→←…", ".:=##||><~")
+
 app = App(
     name="unspool",
     help="Recurrent networks, fast and in plain sight.",
+    help_epilogue="With -v, or UNSPOOL_DEBUG=1 in the environment, errors come with a traceback.",
     version=unspool.__version__,
     version_flags=["--version"],
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
+    # That a flag is not set, or a file not named, goes without saying.
+    default_parameter=Parameter(
+        show_default=lambda value: None if value is None or value is False else str(value)
+    ),
 )
 _train = App(name="train", help="Train a recipe on a benchmark or on your own files.")
+_sentiment = App(
+    name="sentiment",
+    help="""Train a classifier of sentences.
+
+    unspool train sentiment -o runs/demo
+    unspool train sentiment --train my.tsv --dev dev.tsv --cell gru -o runs/mine
+    unspool train --config runs/mine/config.toml -o runs/again
+
+    --config FILE takes the options from a run's config.toml; those on the command line win.
+    """,
+)
 _data = App(name="data", help="List, fetch and check the data that recipes train on.")
 app.command(_train)
+_train.command(_sentiment)
 app.command(_data)
 
-Folder = Annotated[Path, Parameter(name="MODEL", show_default=False)]
+Folder = Annotated[Path, Parameter(name="MODEL")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
@@ -55,7 +78,8 @@ Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[Path, Parameter(name="MODEL")],
+    model: Folder,
+    /,
     *,
     data: Path | None = None,
     text_column: str = "text",
@@ -74,7 +98,7 @@ def evaluate(
     model
         A model folder, such as RUN/best.
     data
-        A TSV, CSV or JSONL file of texts and labels.  Without it: what the run was tested on.
+        A TSV, CSV or JSONL file of texts and labels.  Without it: what the run was measured on.
     text_column
         The column that holds the text.
     label_column
@@ -93,7 +117,9 @@ def evaluate(
     if data is not None:
         examples = readers.read(data, text_column=text_column, label_column=label_column, labels=labels)
     else:
-        examples = _own_test(model, quiet)
+        part, examples = _own_examples(model, labels, quiet)
+        if not quiet:
+            _say(f"measured on the run's own {part} part")
     answers = loaded.predict([example.text for example in examples])
     measured = Accuracy.of([answer["label"] for answer in answers], [e.label for e in examples])
     if json:
@@ -107,7 +133,7 @@ def evaluate(
             }
         )
     else:
-        print(_in_words(measured))
+        _print(_in_words(measured))
     if minimum is not None and measured.value < minimum:
         _say(f"the accuracy {measured.value:.4f} is below the minimum {minimum:g}")
         return CHECK
@@ -116,7 +142,7 @@ def evaluate(
 
 @app.command
 def predict(
-    model: Annotated[Path, Parameter(name="MODEL")],
+    model: Folder,
     /,
     *texts: str,
     quiet: Quiet = False,
@@ -131,10 +157,12 @@ def predict(
     model
         A model folder, such as RUN/best.
     texts
-        The texts.  Without any, each line of stdin is one.
+        The texts; one that begins with a dash goes after `--`.  Without any, each line of stdin is one.
     quiet
-        Print no progress.
+        Do not say that texts are awaited from the keyboard.
     """
+    for text in texts:
+        _check_argument(text)
     loaded = Model.load(model)
     if not texts and sys.stdin.isatty() and not quiet:
         _say("reading texts from the keyboard, one a line; end with Ctrl-D")
@@ -147,8 +175,9 @@ def predict(
 
 @app.command
 def inspect(
-    model: Annotated[Path, Parameter(name="MODEL")],
+    model: Folder,
     text: Annotated[str, Parameter(name="TEXT")],
+    /,
     *,
     output: Output = None,
     json: Json = False,
@@ -165,7 +194,7 @@ def inspect(
     model
         A model folder, such as RUN/best.
     text
-        What it is to read.
+        What it is to read; one that begins with a dash goes after `--`.
     output
         Also write FILE.html (a page), FILE.png (a picture) or FILE.safetensors (the numbers).
     json
@@ -177,6 +206,7 @@ def inspect(
     """
     from unspool.page import sentence
 
+    _check_argument(text)
     if output is not None and output.suffix not in (".html", ".png", ".safetensors"):
         raise ConfigError(
             f"what to write cannot be told from the name {output}.\n"
@@ -190,7 +220,7 @@ def inspect(
     else:
         colour = sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR")
         width = shutil.get_terminal_size((80, 24)).columns
-        print(sentence.terminal(recording, moved, colour=colour, width=width))
+        _print(sentence.terminal(recording, moved, colour=colour, width=width))
     if output is not None:
         _write_inspection(output, recording, moved)
         if not quiet:
@@ -214,12 +244,10 @@ def data_list(*, data_dir: Path | None = None, json: Json = False) -> int:
     for standing in sources.listing(data_dir=data_dir):
         source = standing.source
         if json:
-            _print_json(
-                {**dataclasses.asdict(source), "state": standing.state, "path": _text(standing.path)}
-            )
+            _print_json({**dataclasses.asdict(source), "state": standing.state, "path": _text(standing.path)})
         else:
-            print(f"{source.name:<16} {standing.state:<12} {source.title}")
-            print(f"{'':<16} {source.licence}; {source.use}; {source.origin}")
+            _print(f"{source.name:<16} {standing.state:<12} {source.title}")
+            _print(f"{'':<16} {source.licence}; {source.use}; {source.origin}")
     return 0
 
 
@@ -241,7 +269,7 @@ def data_fetch(*names: str, data_dir: Path | None = None, quiet: Quiet = False) 
     if not names:
         raise ConfigError("which source?\n  Fix: unspool data fetch NAME; unspool data list names them.")
     for name in names:
-        print(sources.fetch(name, data_dir=data_dir, quiet=quiet))
+        _print(str(sources.fetch(name, data_dir=data_dir, quiet=quiet)))
     return 0
 
 
@@ -267,7 +295,7 @@ def data_check(*names: str, data_dir: Path | None = None, json: Json = False) ->
         if json:
             _print_json({"name": name, "state": standing.state, "path": _text(standing.path)})
         else:
-            print(f"{name:<16} {standing.state:<12} {standing.path or ''}".rstrip())
+            _print(f"{name:<16} {standing.state:<12} {standing.path or ''}".rstrip())
     return CHECK if damaged else 0
 
 
@@ -302,30 +330,34 @@ def info(*, json: Json = False) -> int:
         _print_json(found)
     else:
         for name, value in found.items():
-            print(f"{name:<17} {value if value is not None else 'not installed'}")
+            _print(f"{name:<17} {value if value is not None else 'not installed'}")
     return 0
 
 
-def _add_recipes() -> None:
-    """Register `train`'s verbs; only when asked for, since recipes import torch."""
-    from unspool.recipes import load
-
-    recipe = load("sentiment")
+def _load_sentiment() -> None:
+    """Give `train sentiment` its options; only when it is asked for, since they come from the recipe."""
+    if _sentiment.default_command is not None:
+        return
+    recipe = recipes.load("sentiment")
     Config, Options = recipe.Config, recipe.Options
+    config_options = Parameter(name="*", group="Model and data")
+    loop_options = Parameter(
+        name="*",
+        group="How it is trained",
+        negative="",
+        short_alias=lambda field, taken: "-q" if field.name == "quiet" else None,
+    )
 
-    @_train.command
+    @_sentiment.default
     def sentiment(
         *,
-        config: Annotated[Config, Parameter(name="*", group="Model and data")] = Config(),  # type: ignore[valid-type]
-        options: Annotated[Options, Parameter(name="*", group="How it is trained")] = Options(),  # type: ignore[valid-type]
+        config: Annotated[Config | None, config_options] = None,  # type: ignore[valid-type]
+        options: Annotated[Options | None, loop_options] = None,  # type: ignore[valid-type]
         output: Output = None,
         json: Json = False,
         dry_run: Annotated[bool, Parameter(name="--dry-run", negative="")] = False,
     ) -> int:
-        """Train a classifier of sentences.
-
-        unspool train sentiment -o runs/demo
-        unspool train sentiment --train my.tsv --dev dev.tsv --cell gru -o runs/mine
+        """Train.
 
         Parameters
         ----------
@@ -334,14 +366,16 @@ def _add_recipes() -> None:
         json
             Print the outcome as one JSON object.
         dry_run
-            Read the data, print the resolved options, and stop.
+            Read the data, print the resolved options, and stop; nothing is written.
         """
+        what: Any = config or Config()
+        how: Any = options or Options()
         folder = output or Path("runs") / time.strftime("sentiment-%Y-%m-%d-%H%M%S")
         if dry_run:
-            recipe.read(config, quiet=options.quiet)
-            print(files.toml_text(recipe.resolved(config, options)), end="")
+            recipe.read(what, quiet=how.quiet)
+            _print(files.toml_text(recipe.resolved(what, how)).rstrip())
             return 0
-        outcome = recipe.train(config, options, folder)
+        outcome = recipe.train(what, how, folder)
         if outcome is None:
             return 0
         measured: Accuracy = outcome.measured
@@ -358,9 +392,9 @@ def _add_recipes() -> None:
                 }
             )
         else:
-            print(f"{outcome.part} {_in_words(measured)}")
-        if not options.quiet:
-            best = outcome.best
+            _print(f"{outcome.part} {_in_words(measured)}")
+        if not how.quiet:
+            best = shlex.quote(str(outcome.best))
             _say("next:")
             _say(f'  unspool predict {best} "a quietly moving film"')
             _say(f'  unspool inspect {best} "The movie was terribly exciting!" -o gates.html')
@@ -374,35 +408,64 @@ def main() -> None:
 
 
 def _run(tokens: list[str]) -> int:
-    verbose = bool(os.environ.get("UNSPOOL_DEBUG"))
-    if tokens[:1] == ["-v"] or tokens[:1] == ["--verbose"]:
-        verbose, tokens = True, tokens[1:]
+    verbose, tokens = _verbosity(tokens)
+    origin: str | None = None
     try:
         if tokens[:1] == ["train"]:
-            _add_recipes()
-            tokens = _with_config_file(tokens)
+            tokens, origin = _with_config_file(tokens)
+            if tokens[1:2] == ["sentiment"]:
+                _load_sentiment()
         code: Any = app(tokens, exit_on_error=False, print_error=False)
+        # Here, and not when Python ends, so that a full disk or a closed pipe is noticed below.
+        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except cyclopts.CycloptsError as error:
         _say(f"error: {error}")
-        _say(f"  unspool {' '.join(tokens[:1])} --help shows what there is.".replace("  --", " --"))
+        if origin is not None:
+            _say(f"  Options were also read from {origin}.")
+        if isinstance(error, cyclopts.UnknownOptionError) and tokens[0] in ("predict", "inspect"):
+            _say("  A text that begins with a dash goes after -- .")
+        _say(f"  {' '.join(['unspool', *(error.command_chain or ())])} --help shows what there is.")
         return USAGE
     except UnspoolError as error:
         if verbose:
             traceback.print_exc()
-        _say(f"error: {error}")
+        # All ranks raise it; one says it.
+        if not isinstance(error, TrainingError) or os.environ.get("RANK", "0") == "0":
+            _say(f"error: {error}")
         return USAGE if isinstance(error, ConfigError) else FAILED
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # Who read stdout has left; Python would complain once more when it closes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()  # who read it has left
+        return FAILED
+    except OSError as error:
+        if verbose:
+            traceback.print_exc()
+        _say(f"error: the system refused.\n  Received: {error}.")
+        _drop_stdout()
         return FAILED
 
 
-def _with_config_file(tokens: list[str]) -> list[str]:
-    """Put the options of `--config FILE` before the others; those on the command line win."""
+def _drop_stdout() -> None:
+    """Let what is still in stdout's buffer go nowhere; Python would complain of it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _verbosity(tokens: list[str]) -> tuple[bool, list[str]]:
+    """Take -v and --verbose, which every verb knows, out of the tokens before `--`."""
+    end = tokens.index("--") if "--" in tokens else len(tokens)
+    kept = [token for token in tokens[:end] if token not in ("-v", "--verbose")]
+    return bool(os.environ.get("UNSPOOL_DEBUG")) or len(kept) < end, [*kept, *tokens[end:]]
+
+
+def _with_config_file(tokens: list[str]) -> tuple[list[str], str | None]:
+    """Put the options of `--config FILE` before the others; those on the command line win.
+
+    Returns:
+        The tokens, with the recipe that the file names if they name none, and the file's name.
+    """
     kept: list[str] = []
     path: str | None = None
     rest = iter(tokens)
@@ -416,15 +479,9 @@ def _with_config_file(tokens: list[str]) -> list[str]:
         else:
             kept.append(token)
     if path is None:
-        return tokens
-    try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read as a configuration.\n  Received: {error}\n"
-            f"  Fix: give a TOML file such as RUN/config.toml."
-        ) from error
-    given = {token.split("=")[0] for token in kept}
+        return tokens, None
+    content = _toml(Path(path))
+    given = {"--quiet" if token == "-q" else token.split("=")[0] for token in kept}
     added: list[str] = []
     for section, entries in content.items():
         if not isinstance(entries, dict):
@@ -432,31 +489,54 @@ def _with_config_file(tokens: list[str]) -> list[str]:
                 f"{path}: {section} stands outside a section.\n  Fix: put it under [sentiment] or [training]."
             )
         if section == "run":
+            if len(kept) == 1 or kept[1].startswith("-"):
+                kept.insert(1, str(entries.get("task")))
             continue
         for key, value in entries.items():
             flag = "--" + key.replace("_", "-")
-            if given & {flag, f"--no-{flag[2:]}"}:
-                continue
-            if isinstance(value, bool):
-                added.append(flag if value else f"--no-{flag[2:]}")
-            else:
-                added.append(f"{flag}={value}")
-    return [*kept[:2], *added, *kept[2:]]
+            if not given & {flag, f"--no-{flag[2:]}"}:
+                added.append(f"{flag}={str(value).lower() if isinstance(value, bool) else value}")
+    return [*kept[:2], *added, *kept[2:]], path
 
 
-def _own_test(model: Path, quiet: bool) -> list[readers.Example]:
-    """The examples that the run of this model folder was measured on."""
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as a configuration.\n  Received: {error}\n"
+            f"  Fix: give a TOML file such as RUN/config.toml."
+        ) from error
+
+
+def _own_examples(model: Path, labels: tuple[str, ...], quiet: bool) -> tuple[str, list[readers.Example]]:
+    """What the run of this model folder was measured on: the part's name, and its examples.
+
+    Reads the run's record itself: the recipe, which has a reader for it, would import torch.
+    """
     path = model.absolute().parent / "config.toml"
     if not path.is_file():
         raise DataError(
-            f"what {model} was tested on is not known here: there is no {path}.\n"
+            f"what {model} was measured on is not known here: there is no {path}.\n"
             f"  Fix: say what to measure on with --data FILE."
         )
-    from unspool.recipes import load
-
-    recipe = load("sentiment")
-    splits = recipe.read(recipe.config_of(path), quiet=quiet)
-    return list(splits.test or splits.dev)
+    content = _toml(path)
+    try:
+        record = content[content["run"]["task"]]
+        columns = {name: record[name] for name in ("text_column", "label_column")}
+        name, fold = record["data"], record["fold"]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is not the record of a run.\n  Received: {error!r}\n"
+            f"  Fix: say what to measure on with --data FILE."
+        ) from error
+    for part in ("test", "dev"):
+        if part in record:
+            return part, readers.read(record[part], **columns, labels=labels)
+    if "train" in record:
+        _, dev = readers.hold_out(readers.read(record["train"], **columns))
+        return "dev", dev
+    return "test", benchmark(name, fold=fold, data_dir=record.get("data_dir"), quiet=quiet).test
 
 
 def _inspection(recording: introspect.Recording, moved: introspect.Contributions) -> dict[str, Any]:
@@ -481,9 +561,7 @@ def _inspection(recording: introspect.Recording, moved: introspect.Contributions
     }
 
 
-def _write_inspection(
-    output: Path, recording: introspect.Recording, moved: introspect.Contributions
-) -> None:
+def _write_inspection(output: Path, recording: introspect.Recording, moved: introspect.Contributions) -> None:
     from unspool.page import sentence
 
     try:
@@ -498,15 +576,27 @@ def _write_inspection(
         raise InputError(f"{output} cannot be written.\n  Received: {error.strerror or error}.") from error
 
 
+def _check_argument(text: str) -> None:
+    """Refuse a text whose bytes were not UTF-8, as a file's line would be."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text is not UTF-8.\n  Received: {os.fsencode(text)[:100]!r}, character {error.start + 1}.\n"
+            f"  Fix: iconv -f cp1252 -t utf-8, for instance."
+        ) from None
+
+
 def _lines_of_stdin() -> Iterator[str]:
     for number, line in enumerate(sys.stdin.buffer, start=1):
         try:
-            yield line.decode().rstrip("\r\n")
+            text = line.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise DataError(
                 f"stdin:{number}: the line is not UTF-8.\n  Received: byte 0x{line[error.start]:02x}.\n"
                 f"  Fix: iconv -f cp1252 -t utf-8, for instance."
             ) from None
+        yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -535,8 +625,25 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
+def _print(text: str) -> None:
+    """Print a text; signs that stdout's encoding lacks become plain ones, or escapes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
+    print(text)
+
+
 def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    """Print a JSON line: UTF-8, or ASCII with JSON's escapes where stdout is something else."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        plain = (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
+        text.encode()
+    except UnicodeEncodeError:  # a path may hold bytes that are no text
+        plain = True
+    print(json.dumps(value) if plain else text)
 
 
 def _say(line: str) -> None:

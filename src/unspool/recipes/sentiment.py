@@ -12,7 +12,6 @@ vectors, and 87.5 (SST-2) for a BiLSTM with 300-d vectors and phrase labels (Kim
 import dataclasses
 import json
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,7 +29,7 @@ from unspool.data import batches, readers
 from unspool.data import vectors as pretrained
 from unspool.data.benchmarks import NAMES as BENCHMARKS
 from unspool.data.benchmarks import benchmark
-from unspool.errors import ConfigError, TrainingError
+from unspool.errors import ConfigError, DataError, TrainingError
 from unspool.kernels import choose
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy, accuracy
@@ -203,9 +202,23 @@ def read(config: Config, *, quiet: bool = False) -> readers.Splits:
     dev = None if config.dev is None else readers.read(config.dev, **columns, labels=known)
     if dev is None:
         train, dev = readers.hold_out(train)
-        readers.check_training(train, f"{config.train} without the tenth held out for dev")
+        _check_held_out(config.train, train, dev)
     test = [] if config.test is None else readers.read(config.test, **columns, labels=known)
     return readers.Splits(train, dev, test)
+
+
+def _check_held_out(path: Path, train: list[readers.Example], dev: list[readers.Example]) -> None:
+    """Refuse a file too small for a tenth of it to be held out."""
+    unseen = sorted({example.label for example in dev} - {example.label for example in train})
+    if dev and not unseen:
+        readers.check_training(train, f"{path} without the tenth held out for dev")
+        return
+    fault = f"the label {unseen[0]!r:.60} stands in that tenth alone" if unseen else "there is nothing in it"
+    raise DataError(
+        f"{path}: a tenth cannot be held out for dev: {fault}.\n"
+        f"  Received: {len(train) + len(dev):,} examples.\n"
+        f"  Fix: give more examples, or a dev file with --dev."
+    )
 
 
 def encode(
@@ -320,7 +333,7 @@ class Network(nn.Module):
             if noise is not None and config.recurrent_dropout:
                 directions = 2 if config.bidirectional else 1
                 mask = noise.keep(config.recurrent_dropout, directions, config.hidden_size).transpose(0, 1)
-            x, state = layer(x, lengths=lengths, recurrent_mask=mask)
+            x, _ = layer(x, lengths=lengths, recurrent_mask=mask)
         pooled = pool(x, lengths, config.pooling, config.hidden_size)
         if noise is not None and config.output_dropout:
             pooled = pooled * noise.keep(config.output_dropout, pooled.size(1))
@@ -465,31 +478,18 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
 
 
 def resolved(config: Config, options: training.Options) -> dict[str, dict[str, object]]:
-    """Every option of a run, as config.toml keeps it."""
+    """Every option that makes a run what it is, as config.toml keeps it.
+
+    Not whether this start was to resume, replace or be quiet: a run repeated from the file would too.
+    """
+    kept = dataclasses.asdict(options)
+    for name in ("resume", "force", "quiet"):
+        del kept[name]
     return {
         "run": {"task": "sentiment", "unspool_version": __version__},
         "sentiment": dataclasses.asdict(config),
-        "training": dataclasses.asdict(options),
+        "training": kept,
     }
-
-
-def config_of(path: Path) -> Config:
-    """Read a run's Config back from its config.toml.
-
-    Raises:
-        ConfigError: the file is not one that a run wrote.
-    """
-    try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))["sentiment"]
-        paths = {
-            name: Path(entries[name]) for name in ("train", "dev", "test", "data_dir") if name in entries
-        }
-        return Config(**{**entries, **paths})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is not the configuration of a sentiment run.\n  Received: {error}\n"
-            f"  Fix: give the data with --data FILE."
-        ) from error
 
 
 def say_data(config: Config, parts: Sequence[Data], vocabulary: Vocabulary, batch_size: int) -> None:
@@ -499,7 +499,8 @@ def say_data(config: Config, parts: Sequence[Data], vocabulary: Vocabulary, batc
     what = config.data if config.train is None else str(config.train)
     unknown = sum(int((s == UNKNOWN).sum()) for s in dev.sequences) / max(int(dev.lengths.sum()), 1)
     print(
-        f"{what}: {len(train.labels):,} texts to train on, {len(dev.labels):,} dev, {len(test.labels):,} test; "
+        f"{what}: {len(train.labels):,} texts to train on, "
+        f"{len(dev.labels):,} dev, {len(test.labels):,} test; "
         f"{len(vocabulary):,} words known ({unknown:.1%} of dev's are not); "
         f"padding {batches.padding_share(train.lengths, order):.1%}",
         file=sys.stderr,
@@ -552,7 +553,8 @@ trained on {trained_on} with seed {options.seed} by unspool {__version__}.
     model = unspool.Model.load("this folder")
     model.predict(["a quietly moving film"])
 
-Texts are read up to {description.max_length} words.  It knows the kind of text that it was trained on, and nothing else.
+Texts are read up to {description.max_length} words.  It knows the kind of text that it was trained on,
+and nothing else.
 """
 
 
@@ -583,7 +585,9 @@ def measure(splits: readers.Splits, result: training.Result) -> Outcome | None:
     measured = Accuracy.of([answer["label"] for answer in answers], [e.label for e in examples])
     if part == "test":
         parts = files.read_folder(best)
-        dev_row, test_row = "| dev (chose", f"| test | {measured.value:.4f} ({measured.interval_text}) |\n"
-        text = parts[serving.CARD].decode().replace(dev_row, test_row + dev_row)
-        files.write_folder(best, {**parts, serving.CARD: text.encode()})
+        # A finished run that is resumed comes here again: its card has the row already.
+        lines = [line for line in parts[serving.CARD].decode().split("\n") if not line.startswith("| test |")]
+        row = next(i for i, line in enumerate(lines) if line.startswith("| dev (chose"))
+        lines.insert(row, f"| test | {measured.value:.4f} ({measured.interval_text}) |")
+        files.write_folder(best, {**parts, serving.CARD: "\n".join(lines).encode()})
     return Outcome(result.folder, best, result.best_metric, part, measured)
