@@ -5,14 +5,12 @@
     torch, BiLSTM 128      the plain network that most people would write: nn.LSTM on PackedSequence
     torch, padded          the same, doing all padding
     unspool, BiLSTM 128    the same with unspool.nn.LSTM in its place and lengths= instead of packing
-    the recipe             `unspool train sentiment` with its defaults: a smaller network, dropout of four kinds
+    the recipe             `unspool train sentiment` with its defaults: smaller, with dropout of several kinds
 
 All take the same batches in the same order, and the same optimizer, clipping included; nothing is scored.
 """
 
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -23,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from quality import commit
+from stamp import in_words, stamp
 from unspool import nn as ours
 from unspool import training
 from unspool.data import batches
-from unspool.kernels import choose, native
+from unspool.kernels import native
 from unspool.recipes import sentiment
 
 RESULTS = Path(__file__).parent / "results"
@@ -81,23 +79,16 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - started)
             print(f"epoch {number}, {name}: {time.perf_counter() - started:.2f} s", flush=True)
     medians = {name: statistics.median(each) for name, each in seconds.items()}
-    about = {
-        "command": "python benchmarks/epochs.py",
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "kernels": choose("float32").describe(),
-        "threads": native.threads(),
-        "torch": torch.__version__,
-        "sentences": len(data.labels),
-    }
+    about = {**stamp("python benchmarks/epochs.py"), "sentences": len(data.labels)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "epochs.json").write_text(json.dumps({"about": about, "seconds": seconds}, indent=1) + "\n")
     base = medians["torch, BiLSTM 128"]
     lines = [
         "# An epoch of training on the MR sentences",
         "",
-        ", ".join(f"{key} {value}" for key, value in about.items()) + f"; medians of {rounds} epochs in turn.",
+        in_words(about),
+        "",
+        f"Medians of {rounds} epochs in turn, after one that warms up.",
         "",
         "| network | s an epoch | faster than torch's |",
         "|---|---|---|",

@@ -8,8 +8,6 @@ Subj is the test part, so that the spread is over splits as well as over seeds.
 """
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from stamp import commit, machine
 
 RESULTS = Path(__file__).parent / "results"
 LOG = RESULTS / "quality.jsonl"
@@ -98,17 +98,8 @@ def train(name: str, seed: int) -> dict[str, object]:
         "command": " ".join(["unspool", *command[1:]]),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
     }
-
-
-def commit() -> str:
-    """The commit that is checked out, marked where the tree differs from it."""
-    here = Path(__file__).parent
-    name = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=here, capture_output=True, text=True
-    )
-    return name.stdout.strip() or "unknown"
 
 
 def table(runs: list[dict[str, object]]) -> str:

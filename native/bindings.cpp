@@ -8,12 +8,17 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
+#include <chrono>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "engine.h"
+#include "memory.h"
 
 namespace nb = nanobind;
 using namespace unspool;
@@ -23,6 +28,9 @@ namespace {
 using In = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Out = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
 using InLengths = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using InRows = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using InStep = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using OutStep = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using InResets = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 const float* pointer(const std::optional<In>& array) { return array ? array->data() : nullptr; }
@@ -45,6 +53,31 @@ void require(const std::optional<Array>& array, bool needed, int64_t floats, con
     throw std::invalid_argument(std::string(name) + (needed ? " is missing" : " does not belong here"));
   expect(array, floats, name);
 }
+
+// Ends a long run on Ctrl-C: Python's signal handlers run only in the thread that called, and only when
+// it asks for them.
+struct Interruptible : Stop {
+  Interruptible() : caller(std::this_thread::get_id()), asked(std::chrono::steady_clock::now()) {
+    ask = [](Stop& stop) {
+      auto& self = static_cast<Interruptible&>(stop);
+      if (std::this_thread::get_id() != self.caller) return;
+      const auto now = std::chrono::steady_clock::now();
+      if (now - self.asked < std::chrono::milliseconds(50)) return;
+      self.asked = now;
+      nb::gil_scoped_acquire locked;
+      if (PyErr_CheckSignals() != 0) self.raised = true;
+    };
+  }
+
+  // What a failed run means; to be called with the interpreter's lock.
+  [[noreturn]] void fail() const {
+    if (raised) nb::raise_python_error();
+    throw std::bad_alloc();
+  }
+
+  std::thread::id caller;
+  std::chrono::steady_clock::time_point asked;
+};
 
 // Weights in the engine's layout.
 class Layer {
@@ -79,6 +112,9 @@ class Layer {
   Layer& operator=(const Layer&) = delete;
   ~Layer() { engine_->release(packed_); }
 
+  const Sizes& sizes() const { return sizes_; }
+  void step(const Step& step, int threads) const { engine_->step(*packed_, step, threads); }
+
   // One or two directions of a batch: what every call takes.
   struct Given {
     Run run;
@@ -106,7 +142,7 @@ class Layer {
           throw std::invalid_argument("lengths must lie between 0 and T");
     return {{T, B, x.data(), pointer(hidden), pointer(cell), lengths ? lengths->data() : nullptr,
              resets ? resets->data() : nullptr, pointer(reset_hidden), pointer(reset_cell),
-             pointer(recurrent_mask)},
+             pointer(recurrent_mask), nullptr},
             T * stated,
             stated};
   }
@@ -129,8 +165,7 @@ class Layer {
     require(final_cell, lstm, it.stated, "final cell");
     const Forward out{out_hidden.data(),   pointer(gates),      pointer(out_cell),
                       pointer(recurrent_candidate), final_hidden.data(), pointer(final_cell)};
-    nb::gil_scoped_release unlocked;
-    if (!engine_->forward(*packed_, it.run, out, threads)) throw std::bad_alloc();
+    run(it.run, [&](const Run& run) { return engine_->forward(*packed_, run, out, threads); });
   }
 
   void backward(const In& x, const std::optional<In>& hidden, const std::optional<In>& cell,
@@ -187,14 +222,133 @@ class Layer {
     out.flow_hidden = flow[0].data();
     out.flow_preactivation = flow[1].data();
     out.flow_cell = lstm ? flow[2].data() : nullptr;
-    nb::gil_scoped_release unlocked;
-    if (!engine_->backward(*packed_, it.run, in, out, threads)) throw std::bad_alloc();
+    run(it.run, [&](const Run& run) { return engine_->backward(*packed_, run, in, out, threads); });
   }
 
  private:
+  template <class Call>
+  static void run(Run run, Call call) {
+    Interruptible stop;
+    run.stop = &stop;
+    bool done;
+    {
+      nb::gil_scoped_release unlocked;
+      done = call(run);
+    }
+    if (!done) stop.fail();
+  }
+
   const Engine* engine_;
   Sizes sizes_;
   Packed* packed_ = nullptr;
+};
+
+// The running state of some streams through layers of one direction.  Takes all its memory when made.
+class Stream {
+ public:
+  Stream(const std::vector<nb::object>& layers, int64_t rows, const Out& hidden, const Out& cell)
+      : owners_(layers), rows_(rows), hidden_array_(hidden), cell_array_(cell) {
+    for (const nb::object& layer : layers) layers_.push_back(nb::cast<const Layer*>(layer));
+    if (layers_.empty() || rows < 1) throw std::invalid_argument("a layer and a row are needed");
+    units_ = layers_[0]->sizes().hidden;
+    input_ = layers_[0]->sizes().input;
+    for (size_t k = 0; k < layers_.size(); ++k) {
+      const Sizes& z = layers_[k]->sizes();
+      if (z.directions != 1 || z.hidden != units_ || (k > 0 && z.input != units_))
+        throw std::invalid_argument("the layers do not follow on one another");
+    }
+    const int64_t floats = static_cast<int64_t>(layers_.size()) * rows * units_;
+    expect(hidden, floats, "hidden");
+    expect(cell, layers_[0]->sizes().cell == Cell::lstm ? floats : 0, "cell");
+    next_.resize(static_cast<size_t>(rows * units_));
+    x_.resize(static_cast<size_t>(rows));
+    h_.resize(x_.size());
+    c_.resize(x_.size());
+    out_.resize(x_.size());
+    seen_.resize(x_.size());
+  }
+
+  // One step of the streams in `which`, or of all, in order; out gets the top layer's hidden state.
+  void step(const InStep& x, const std::optional<InRows>& which, const OutStep& out, int threads) {
+    const int64_t count = which ? static_cast<int64_t>(which->shape(0)) : rows_;
+    if (static_cast<int64_t>(x.shape(0)) != count || static_cast<int64_t>(x.shape(1)) != input_ ||
+        static_cast<int64_t>(out.shape(0)) != count || static_cast<int64_t>(out.shape(1)) != units_)
+      throw std::invalid_argument("x or out does not fit");
+    const int64_t* row = which ? which->data() : nullptr;
+    if (row != nullptr) check(row, count);
+    if (overlap(out, x) || overlap(out, hidden_array_) || overlap(out, cell_array_))
+      throw std::invalid_argument("out overlaps what is read");
+    const Turn turn(busy_);
+    // Short steps keep the interpreter's lock: letting go of it costs as much as they do.
+    if (count * units_ * (input_ + units_) * static_cast<int64_t>(layers_.size()) < 50'000)
+      return run(x.data(), row, count, out.data(), threads);
+    nb::gil_scoped_release unlocked;
+    run(x.data(), row, count, out.data(), threads);
+  }
+
+ private:
+  // One caller at a time; without it two threads would mix their states.
+  struct Turn {
+    explicit Turn(std::atomic_flag& flag) : busy(flag) {
+      if (busy.test_and_set()) throw std::runtime_error("another thread is in step");
+    }
+    ~Turn() { busy.clear(); }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+    std::atomic_flag& busy;
+  };
+
+  template <class A, class B>
+  static bool overlap(const A& a, const B& b) {
+    const auto from = reinterpret_cast<uintptr_t>(a.data()), other = reinterpret_cast<uintptr_t>(b.data());
+    return from < other + b.size() * sizeof(float) && other < from + a.size() * sizeof(float);
+  }
+
+  void check(const int64_t* row, int64_t count) {
+    bool sound = true;
+    int64_t marked = 0;
+    for (; marked < count && sound; ++marked) {
+      sound = row[marked] >= 0 && row[marked] < rows_ && !seen_[static_cast<size_t>(row[marked])];
+      if (!sound) break;
+      seen_[static_cast<size_t>(row[marked])] = true;
+    }
+    for (int64_t r = 0; r < marked; ++r) seen_[static_cast<size_t>(row[r])] = false;
+    if (!sound) throw std::invalid_argument("rows out of range or twice");
+  }
+
+  void run(const float* x, const int64_t* row, int64_t count, float* out, int threads) {
+    const auto bytes = static_cast<size_t>(units_) * sizeof(float);
+    for (int64_t r = 0; r < count; ++r) x_[static_cast<size_t>(r)] = x + r * input_;
+    for (size_t k = 0; k < layers_.size(); ++k) {
+      const bool lstm = layers_[k]->sizes().cell == Cell::lstm, top = k + 1 == layers_.size();
+      const int64_t layer = static_cast<int64_t>(k) * rows_;
+      for (int64_t r = 0; r < count; ++r) {
+        const auto at = static_cast<size_t>(r);
+        const int64_t state = (layer + (row != nullptr ? row[r] : r)) * units_;
+        h_[at] = hidden_array_.data() + state;
+        if (lstm) c_[at] = cell_array_.data() + state;
+        out_[at] = top ? out + r * units_ : next_.data() + r * units_;
+      }
+      layers_[k]->step({count, x_.data(), h_.data(), lstm ? c_.data() : nullptr, out_.data(), &never_},
+                       threads);
+      for (int64_t r = 0; r < count; ++r) {
+        const auto at = static_cast<size_t>(r);
+        std::memcpy(const_cast<float*>(h_[at]), out_[at], bytes);
+        x_[at] = h_[at];  // the next layer reads this one's new state
+      }
+    }
+  }
+
+  std::vector<nb::object> owners_;  // keeps the layers alive
+  std::vector<const Layer*> layers_;
+  int64_t rows_, units_ = 0, input_ = 0;
+  Out hidden_array_, cell_array_;  // (L, rows, H)
+  std::vector<float> next_;        // (rows, H) a layer's new hidden states
+  std::vector<const float*> x_, h_;
+  std::vector<float*> c_, out_;
+  std::vector<char> seen_;
+  Stop never_{false, [](Stop&) {}};  // a step is short
+  std::atomic_flag busy_;
 };
 
 }  // namespace
@@ -205,6 +359,15 @@ NB_MODULE(_core, m) {
     std::vector<std::string> names;
     for (const char* const* name = engine_names(); *name != nullptr; ++name) names.emplace_back(*name);
     return names;
+  });
+  // An array for the engine to write; its memory is kept for the next one when it is gone.
+  m.def("empty", [](const std::vector<size_t>& shape) {
+    size_t count = 1;
+    for (const size_t n : shape) count *= n;
+    float* floats = take_floats(static_cast<int64_t>(count));
+    if (floats == nullptr) throw std::bad_alloc();
+    nb::capsule owner(floats, [](void* block) noexcept { give_back(static_cast<float*>(block)); });
+    return nb::ndarray<nb::numpy, float>(floats, shape.size(), shape.data(), owner);
   });
   nb::class_<Layer>(m, "Layer")
       .def(nb::init<const std::string&, int, int64_t, int64_t, const std::vector<In>&>(),
@@ -222,4 +385,9 @@ NB_MODULE(_core, m) {
            nb::arg("d_hidden").none(), nb::arg("d_final_hidden").none(),
            nb::arg("d_final_cell").none(), nb::arg("d_x"), nb::arg("d_weights"), nb::arg("d_states"),
            nb::arg("flow"), nb::arg("threads"));
+  nb::class_<Stream>(m, "Stream")
+      .def(nb::init<const std::vector<nb::object>&, int64_t, const Out&, const Out&>(),
+           nb::arg("layers"), nb::arg("rows"), nb::arg("hidden"), nb::arg("cell"))
+      .def("step", &Stream::step, nb::arg("x").noconvert(), nb::arg("rows").noconvert().none(),
+           nb::arg("out").noconvert(), nb::arg("threads"));
 }

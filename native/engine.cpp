@@ -15,7 +15,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "pool.h"
+#include "memory.h"
 #include "vector.h"
 
 #define INLINE inline __attribute__((always_inline))
@@ -39,16 +39,11 @@ namespace {
 
 constexpr int kColumns = 4;      // N of a plain product
 constexpr int64_t kChunk = 128;  // tokens that a weight gradient sums before it joins the total
-constexpr int64_t kBand = 96;    // rows of a weight gradient that one item computes
+constexpr int64_t kBand = 252;   // rows of a weight gradient that one item computes at the most
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-float* new_floats(int64_t count) {
-  const size_t bytes = static_cast<size_t>(round_up(larger(count, 1), 16)) * sizeof(float);
-  return static_cast<float*>(std::aligned_alloc(64, bytes));
-}
 
 // ---- the tile ---------------------------------------------------------------------------------
 
@@ -58,23 +53,24 @@ struct ByRow {
   INLINE float at(int r, int64_t k) const { return row[r][k]; }
 };
 
-// The left operand packed: R values for each k.
-template <int R>
-struct ByDepth {
-  const float* packed;
-  INLINE float at(int r, int64_t k) const { return packed[k * R + r]; }
+// Rows that lie side by side: R neighbours for each k.
+struct ByToken {
+  const float* first;
+  int64_t stride;
+  INLINE float at(int r, int64_t k) const { return first[k * stride + r]; }
 };
 
-// sum[r][n] += left(r, k) * panel(k, n), for k = 0 … depth-1 in that order.
+// sum(r, n) = begin(r, n) + left(r, k) * panel(k, n), for k = 0 … depth-1 in that order; then
+// end(r, n, sum).
 //
 // Never inlined: among the code around it the compiler would keep the sums in memory.
-template <int R, int N, class Left>
-__attribute__((noinline)) void tile(int64_t depth, Left left, const float* panel, Vec (&sum)[R][N]) {
-  Vec s[R][N];
+template <int R, int N, class Left, class Begin, class End>
+__attribute__((noinline)) void tile(int64_t depth, Left left, const float* panel, Begin begin, End end) {
+  Vec sum[R][N];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) s[r][n] = sum[r][n];
+    for (int n = 0; n < N; ++n) sum[r][n] = begin(r, n);
   for (int64_t k = 0; k < depth; ++k) {
     Vec a[R];
 #pragma GCC unroll 8
@@ -84,33 +80,69 @@ __attribute__((noinline)) void tile(int64_t depth, Left left, const float* panel
       Vec b = load(panel + (k * N + n) * W);
       hold(b);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) s[r][n] = fma(a[r], b, s[r][n]);
+      for (int r = 0; r < R; ++r) sum[r][n] = fma(a[r], b, sum[r][n]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) sum[r][n] = s[r][n];
+    for (int n = 0; n < N; ++n) end(r, n, sum[r][n]);
 }
+
+// The same for one row and two panels at once, begin and end counting the panels in r's place: a single
+// row's N sums would wait for one another.
+template <int N, class Begin, class End>
+__attribute__((noinline)) void tile_pair(int64_t depth, const float* row, const float* panel,
+                                         const float* next, Begin begin, End end) {
+  Vec sum[2][N];
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) sum[0][n] = begin(0, n), sum[1][n] = begin(1, n);
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vec a = splat(row[k]);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      sum[0][n] = fma(a, load(panel + (k * N + n) * W), sum[0][n]);
+      sum[1][n] = fma(a, load(next + (k * N + n) * W), sum[1][n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) end(0, n, sum[0][n]), end(1, n, sum[1][n]);
+}
+
+static_assert(kRows == 3 || kRows == 6);
 
 template <int R>
 struct Height {
   static constexpr int value = R;
 };
 
-// Calls visit(Height<R>, first) for tiles of kRows rows, and one of fewer for what is left.
+// Calls visit(Height<R>, first) for tiles of R = kRows rows, and smaller ones for what is left.  One row
+// too many makes two tiles of about half: the sums of a single row would wait for one another.
 template <class Visit>
 INLINE void over_rows(int64_t rows, Visit visit) {
-  int64_t first = 0;
-  for (; first + kRows <= rows; first += kRows) visit(Height<kRows>{}, first);
-  switch (rows - first) {
-    case 1: visit(Height<1>{}, first); break;
-    case 2: visit(Height<2>{}, first); break;
-    case 3: if constexpr (kRows > 3) visit(Height<3>{}, first); break;
-    case 4: if constexpr (kRows > 4) visit(Height<4>{}, first); break;
-    case 5: if constexpr (kRows > 5) visit(Height<5>{}, first); break;
-    default: break;
+  for (int64_t first = 0; first < rows;) {
+    const int64_t left = rows - first;
+    const int64_t take = left == kRows + 1 ? (kRows + 2) / 2 : smaller(left, kRows);
+    switch (take) {
+      case 1: visit(Height<1>{}, first); break;
+      case 2: visit(Height<2>{}, first); break;
+      case 3: visit(Height<3>{}, first); break;
+      case 4: if constexpr (kRows > 3) visit(Height<4>{}, first); break;
+      case 5: if constexpr (kRows > 4) visit(Height<5>{}, first); break;
+      default: if constexpr (kRows > 5) visit(Height<6>{}, first); break;
+    }
+    first += take;
   }
+}
+
+// The same for each panel p; a single row visits the panels in pairs: visit(height, width, first, p).
+template <class Visit>
+INLINE void over_panels(int64_t rows, int64_t panels, Visit visit) {
+  int64_t p = 0;
+  if (rows == 1)
+    for (; p + 2 <= panels; p += 2) visit(Height<1>{}, Height<2>{}, 0, p);
+  for (; p < panels; ++p)
+    over_rows(rows, [&](auto height, int64_t first) INLINE_LAMBDA { visit(height, Height<1>{}, first, p); });
 }
 
 // ---- panels -----------------------------------------------------------------------------------
@@ -171,10 +203,10 @@ Packed* pack_cell(const Sizes& z, const Weights* weights) {
   const int64_t padded = round_up(H, W);
   const int64_t a_direction = wide * (I + H + 1) + padded + column_floats(G * H, H);
   auto* packed = static_cast<Packed*>(std::calloc(1, sizeof(Packed)));
-  float* at = new_floats(D * (a_direction + 64) + column_floats(D * G * H, I) + padded + 64);
+  float* at = take_floats(D * (a_direction + 64) + column_floats(D * G * H, I) + padded + 64);
   if (packed == nullptr || at == nullptr) {
     std::free(packed);
-    std::free(at);
+    give_back(at);
     return nullptr;
   }
   packed->sizes = z;
@@ -217,7 +249,7 @@ Packed* pack(const Sizes& sizes, const Weights* weights) {
 
 void release(Packed* packed) {
   if (packed == nullptr) return;
-  std::free(packed->memory);
+  give_back(packed->memory);
   std::free(packed);
 }
 
@@ -282,6 +314,22 @@ bool sort_rows(const Run& run, int64_t* order) {
   return true;
 }
 
+// Asks now and then whether the run is given up: often enough that nobody waits, seldom enough that
+// asking costs nothing.
+struct Patience {
+  Stop& stop;
+  int64_t products = 0;  // since it was last asked
+
+  bool over(int64_t more) {
+    products += more;
+    if (products > 20'000'000) {
+      products = 0;
+      stop.ask(stop);
+    }
+    return stop.raised.load(std::memory_order_relaxed);
+  }
+};
+
 // One item of a sweep: one direction of every `groups`-th sequence.
 struct Share {
   int64_t d, group, groups, rows;
@@ -298,6 +346,9 @@ struct Sweep {
   }
   int64_t row(const Share& share, int64_t r) const {
     return batch.order[share.group + r * share.groups];
+  }
+  int64_t products_a_token() const {
+    return batch.z.gates * batch.z.hidden * (batch.z.input + batch.z.hidden);
   }
   int64_t most_rows() const { return (batch.run.batch + groups - 1) / groups; }
 };
@@ -324,14 +375,64 @@ void zero_past_end(const Batch& batch, int64_t d, int64_t row, float* array, int
 
 // ---- forward ----------------------------------------------------------------------------------
 
+// Where one row of one step reads its state and leaves its results, (H,) each.
+template <Cell C>
+struct Kept {
+  const float* h_prev;         // GRU
+  const float* c_prev;         // LSTM
+  float* c;                    // LSTM; may be c_prev
+  float* h;
+  float* gates;                // (G*H); null: not kept
+  float* recurrent_candidate;  // GRU; null: not kept
+};
+
+// The gates, c and h of one row and panel, from its pre-activations.  The GRU's candidate comes in two
+// parts, since the reset gate acts on the recurrent one.
+template <Cell C>
+INLINE void advance(const Kept<C>& row, int64_t p, int64_t H, const Vec (&sum)[Layout<C>::N],
+                    [[maybe_unused]] Vec x_candidate) {
+  using L = Layout<C>;
+  const int64_t u = L::unit(p, 0), lanes = L::lanes(p, 0, H);
+  if constexpr (C == Cell::lstm) {
+    const Vec i = sigmoid(sum[0]), f = sigmoid(sum[1]), g = tanh(sum[2]), o = sigmoid(sum[3]);
+    const Vec c = fma(f, load(row.c_prev + u, lanes), i * g);
+    store(row.c + u, c, lanes);
+    store(row.h + u, o * tanh(c), lanes);
+    if (row.gates == nullptr) return;
+    store(row.gates + L::row(p, 0, H), i, lanes);
+    store(row.gates + L::row(p, 1, H), f, lanes);
+    store(row.gates + L::row(p, 2, H), g, lanes);
+    store(row.gates + L::row(p, 3, H), o, lanes);
+  } else if constexpr (C == Cell::gru) {
+    const Vec reset = sigmoid(sum[0]), update = sigmoid(sum[1]);
+    const Vec n = tanh(fma(reset, sum[2], x_candidate));
+    const Vec h_prev = load(row.h_prev + u, lanes);
+    store(row.h + u, fma(update, h_prev - n, n), lanes);
+    if (row.gates == nullptr) return;
+    store(row.gates + L::row(p, 0, H), reset, lanes);
+    store(row.gates + L::row(p, 1, H), update, lanes);
+    store(row.gates + L::row(p, 2, H), n, lanes);
+    store(row.recurrent_candidate + u, sum[2], lanes);
+  } else {
+#pragma GCC unroll 8
+    for (int n = 0; n < L::N; ++n) {
+      const int64_t some = L::lanes(p, n, H);
+      if (some == 0) continue;
+      const Vec h = C == Cell::rnn_tanh ? tanh(sum[n]) : (sum[n] < 0.0f ? Vec{} : sum[n]);
+      store(row.h + L::unit(p, n), h, some);
+      if (row.gates != nullptr) store(row.gates + L::unit(p, n), h, some);
+    }
+  }
+}
+
 // Scratch of one forward item.
 struct ForwardScratch {
   int64_t steps;                // steps whose input projection is made at once
-  float* z;                     // (steps, rows, G*H) pre-activations, when no trace holds them
+  int64_t tokens;               // that z has room for: steps * rows
+  float* z;                     // [panel][token][n][lane] what the input gives to the pre-activations
   float* c;                     // (rows, H) running cell state, when no trace holds it
   float* masked;                // (rows, H) h times the recurrent mask
   const float** x_rows;         // (steps * rows)
-  float** z_rows;               // (steps * rows)
   const float** h_prev;         // (rows)
   const float** operand;        // (rows) h as the recurrent weights see it
   const float** c_prev;         // (rows)
@@ -356,11 +457,11 @@ struct ForwardSweep : Sweep {
     const int64_t rows = most_rows(), steps = projected_steps(rows, batch.run.time);
     Carver carve{from};
     it->steps = steps;
-    carve(it->z, out.gates == nullptr ? steps * rows * z.gates * z.hidden : 0);
+    it->tokens = steps * rows;
+    carve(it->z, L::panels(z.hidden) * it->tokens * L::N * W);
     carve(it->c, out.cell == nullptr && C == Cell::lstm ? rows * z.hidden : 0);
     carve(it->masked, batch.run.recurrent_mask != nullptr ? rows * z.hidden : 0);
     carve(it->x_rows, steps * rows);
-    carve(it->z_rows, steps * rows);
     carve(it->h_prev, rows);
     carve(it->operand, rows);
     carve(it->c_prev, rows);
@@ -378,11 +479,16 @@ struct ForwardSweep : Sweep {
     lay_out(scratch + item * scratch_bytes, &work);
     const Share mine = share(item);
     const int64_t longest = mine.rows > 0 ? batch.length(row(mine, 0)) : 0;
+    Patience patience{*batch.run.stop};
     for (int64_t from = 0; from < longest; from += work.steps) {
       const int64_t to = smaller(from + work.steps, longest);
       project(mine, work, from, to);
       int64_t done = 0;
-      for (int64_t s = from; s < to; ++s) done += step(mine, work, s, done);
+      for (int64_t s = from; s < to; ++s) {
+        const int64_t rows = step(mine, work, s, done);
+        if (patience.over(rows * products_a_token())) return;
+        done += rows;
+      }
     }
     for (int64_t r = 0; r < mine.rows; ++r) finish(mine, work, r);
   }
@@ -393,7 +499,12 @@ struct ForwardSweep : Sweep {
     return rows;
   }
 
-  // z = W x + b for all live tokens of steps from…to-1, into the trace's gates or the scratch.
+  // Where the scratch holds panel p of a token's z.
+  float* z_at(const ForwardScratch& work, int64_t p, int64_t token) const {
+    return work.z + (p * work.tokens + token) * L::N * W;
+  }
+
+  // z = W x + b for all live tokens of steps from…to-1.
   void project(const Share& mine, const ForwardScratch& work, int64_t from, int64_t to) const {
     const Sizes& sizes = batch.z;
     const int64_t I = sizes.input, H = sizes.hidden;
@@ -403,8 +514,6 @@ struct ForwardSweep : Sweep {
       for (int64_t r = 0; r < rows; ++r, ++tokens) {
         const int64_t b = row(mine, r), t = batch.time(mine.d, b, s);
         work.x_rows[tokens] = batch.run.x + (t * batch.run.batch + b) * I;
-        work.z_rows[tokens] = out.gates != nullptr ? out.gates + batch.gate(t, b, mine.d)
-                                                   : work.z + tokens * sizes.gates * H;
       }
     }
     for (int64_t p = 0; p < L::panels(H); ++p) {
@@ -412,17 +521,11 @@ struct ForwardSweep : Sweep {
       const float* bias = packed.bias[mine.d] + p * L::N * W;
       over_rows(tokens, [&](auto height, int64_t first) INLINE_LAMBDA {
         constexpr int R = decltype(height)::value;
-        Vec sum[R][L::N];
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-          for (int n = 0; n < L::N; ++n) sum[r][n] = load(bias + n * W);
-        tile<R, L::N>(I, ByRow{work.x_rows + first}, panel, sum);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-          for (int n = 0; n < L::N; ++n)
-            store(work.z_rows[first + r] + L::row(p, n, H), sum[r][n], L::lanes(p, n, H));
+        float* z = z_at(work, p, first);
+        tile<R, L::N>(
+            I, ByRow{work.x_rows + first}, panel,
+            [=](int, int n) INLINE_LAMBDA { return load(bias + n * W); },
+            [=](int r, int n, Vec sum) INLINE_LAMBDA { store(z + (r * L::N + n) * W, sum); });
       });
     }
   }
@@ -457,67 +560,43 @@ struct ForwardSweep : Sweep {
         }
       }
     }
-    for (int64_t p = 0; p < L::panels(H); ++p) {
+    over_panels(rows, L::panels(H), [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
+      constexpr int R = decltype(height)::value, P = decltype(width)::value;
       const float* panel = packed.recurrent[d] + p * H * L::N * W;
-      over_rows(rows, [&](auto height, int64_t first) INLINE_LAMBDA {
-        constexpr int R = decltype(height)::value;
-        Vec sum[R][L::N];
+      const float* z = z_at(work, p, done + first);
+      const int64_t to_next = P == 2 ? work.tokens * L::N * W : L::N * W;  // the next panel's, or row's
+      const float* candidate_bias = packed.candidate_bias[d] + L::unit(p, 0);
+      Vec sum[R * P][L::N];
+      auto* sums = &sum;
+      const auto begin = [=](int k, int n) INLINE_LAMBDA {
+        // The GRU's candidate keeps its recurrent product apart: the reset gate acts on it.
+        if (C == Cell::gru && n == 2) return load(candidate_bias + (P == 2 ? k * W : 0));
+        return load(z + k * to_next + n * W);
+      };
+      const auto end = [=](int k, int n, Vec total) INLINE_LAMBDA { (*sums)[k][n] = total; };
+      if constexpr (P == 2)
+        tile_pair<L::N>(H, work.operand[first], panel, panel + H * L::N * W, begin, end);
+      else
+        tile<R, L::N>(H, ByRow{work.operand + first}, panel, begin, end);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-          for (int n = 0; n < L::N; ++n)
-            // The GRU's candidate keeps its recurrent product apart: the reset gate acts on it.
-            sum[r][n] = C == Cell::gru && n == 2
-                            ? load(packed.candidate_bias[d] + L::unit(p, n))
-                            : load(work.z_rows[done + first + r] + L::row(p, n, H),
-                                   L::lanes(p, n, H));
-        tile<R, L::N>(H, ByRow{work.operand + first}, panel, sum);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) activate(work, done, first + r, p, sum[r]);
-      });
-    }
+      for (int k = 0; k < R * P; ++k)
+        activate(work, done, first + (P == 2 ? 0 : k), p + (P == 2 ? k : 0), sum[k]);
+    });
     return rows;
   }
 
-  // The gates, c and h of one row and panel, from its pre-activations.
   INLINE void activate(const ForwardScratch& work, int64_t done, int64_t r, int64_t p,
                        const Vec (&sum)[L::N]) const {
     const int64_t H = batch.z.hidden;
-    const int64_t u = L::unit(p, 0), lanes = L::lanes(p, 0, H);
-    float* z = work.z_rows[done + r];
-    const bool keep = out.gates != nullptr;
-    if constexpr (C == Cell::lstm) {
-      const Vec i = sigmoid(sum[0]), f = sigmoid(sum[1]), g = tanh(sum[2]), o = sigmoid(sum[3]);
-      const Vec c = fma(f, load(work.c_prev[r] + u, lanes), i * g);
-      store(work.c_out[r] + u, c, lanes);
-      store(out.hidden + work.at[r] + u, o * tanh(c), lanes);
-      if (keep) {
-        store(z + L::row(p, 0, H), i, lanes);
-        store(z + L::row(p, 1, H), f, lanes);
-        store(z + L::row(p, 2, H), g, lanes);
-        store(z + L::row(p, 3, H), o, lanes);
-      }
-    } else if constexpr (C == Cell::gru) {
-      const Vec reset = sigmoid(sum[0]), update = sigmoid(sum[1]);
-      const Vec n = tanh(fma(reset, sum[2], load(z + L::row(p, 2, H), lanes)));
-      const Vec h_prev = load(work.h_prev[r] + u, lanes);
-      store(out.hidden + work.at[r] + u, fma(update, h_prev - n, n), lanes);
-      if (keep) {
-        store(z + L::row(p, 0, H), reset, lanes);
-        store(z + L::row(p, 1, H), update, lanes);
-        store(z + L::row(p, 2, H), n, lanes);
-        store(out.recurrent_candidate + work.at[r] + u, sum[2], lanes);
-      }
-    } else {
-#pragma GCC unroll 8
-      for (int n = 0; n < L::N; ++n) {
-        const int64_t some = L::lanes(p, n, H);
-        if (some == 0) continue;
-        const Vec h = C == Cell::rnn_tanh ? tanh(sum[n]) : (sum[n] < 0.0f ? Vec{} : sum[n]);
-        store(out.hidden + work.at[r] + L::unit(p, n), h, some);
-        if (keep) store(z + L::unit(p, n), h, some);
-      }
+    Kept<C> row{work.h_prev[r], nullptr, nullptr, out.hidden + work.at[r], nullptr, nullptr};
+    if (out.gates != nullptr) row.gates = out.gates + work.at[r] * batch.z.gates;
+    if constexpr (C == Cell::lstm) row.c_prev = work.c_prev[r], row.c = work.c_out[r];
+    Vec x_candidate{};
+    if constexpr (C == Cell::gru) {
+      x_candidate = load(z_at(work, p, done + r) + 2 * W);
+      if (out.gates != nullptr) row.recurrent_candidate = out.recurrent_candidate + work.at[r];
     }
+    advance(row, p, H, sum, x_candidate);
   }
 
   // The final state of a row, and zeros past its end.
@@ -542,6 +621,62 @@ struct ForwardSweep : Sweep {
     zero_past_end(batch, d, b, out.cell, H);
     zero_past_end(batch, d, b, out.recurrent_candidate, H);
     zero_past_end(batch, d, b, out.gates, batch.z.gates * H);
+  }
+};
+
+// ---- one step ---------------------------------------------------------------------------------
+
+// The input projection is not written down between the two products; its bits are those of a sweep.
+template <Cell C>
+struct Stepping {
+  using L = Layout<C>;
+  const Packed& packed;
+  const Step& given;
+  int64_t rows_an_item;
+
+  static void body(void* context, int64_t item) {
+    const auto& it = *static_cast<const Stepping*>(context);
+    const int64_t first = item * it.rows_an_item;
+    it.run(first, smaller(it.rows_an_item, it.given.rows - first));
+  }
+
+  void run(int64_t from, int64_t rows) const {
+    const int64_t I = packed.sizes.input, H = packed.sizes.hidden;
+    over_panels(rows, L::panels(H), [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
+      constexpr int R = decltype(height)::value, P = decltype(width)::value;
+      const float* of_x = packed.input[0] + p * I * L::N * W;
+      const float* of_h = packed.recurrent[0] + p * H * L::N * W;
+      first += from;
+      Vec sum[R * P][L::N], x_candidate[R * P] = {};
+      auto* sums = &sum;
+      const float* bias = packed.bias[0] + p * L::N * W;
+      const auto begin = [=](int k, int n) INLINE_LAMBDA {
+        return load(bias + ((P == 2 ? k : 0) * L::N + n) * W);
+      };
+      const auto go_on = [=](int k, int n) INLINE_LAMBDA { return (*sums)[k][n]; };
+      const auto end = [=](int k, int n, Vec total) INLINE_LAMBDA { (*sums)[k][n] = total; };
+      if constexpr (P == 2)
+        tile_pair<L::N>(I, given.x[first], of_x, of_x + I * L::N * W, begin, end);
+      else
+        tile<R, L::N>(I, ByRow{given.x + first}, of_x, begin, end);
+      if constexpr (C == Cell::gru)
+#pragma GCC unroll 8
+        for (int k = 0; k < R * P; ++k) {
+          x_candidate[k] = sum[k][2];
+          sum[k][2] = load(packed.candidate_bias[0] + L::unit(p + (P == 2 ? k : 0), 0));
+        }
+      if constexpr (P == 2)
+        tile_pair<L::N>(H, given.hidden[first], of_h, of_h + H * L::N * W, go_on, end);
+      else
+        tile<R, L::N>(H, ByRow{given.hidden + first}, of_h, go_on, end);
+#pragma GCC unroll 8
+      for (int k = 0; k < R * P; ++k) {
+        const int64_t r = first + (P == 2 ? 0 : k);
+        Kept<C> row{given.hidden[r], nullptr, nullptr, given.out[r], nullptr, nullptr};
+        if constexpr (C == Cell::lstm) row.c_prev = row.c = given.cell[r];
+        advance(row, p + (P == 2 ? k : 0), H, sum[k], x_candidate[k]);
+      }
+    });
   }
 };
 
@@ -581,11 +716,13 @@ struct BackwardSweep : Sweep {
     lay_out(scratch + item * scratch_bytes, &work);
     const Share mine = share(item);
     for (int64_t r = 0; r < mine.rows; ++r) begin(mine, work, r);
+    Patience patience{*batch.run.stop};
     int64_t rows = 0;
     const int64_t longest = mine.rows > 0 ? batch.length(row(mine, 0)) : 0;
     for (int64_t s = longest - 1; s >= 0; --s) {
       while (rows < mine.rows && batch.length(row(mine, rows)) > s) ++rows;
       step(mine, work, s, rows);
+      if (patience.over(rows * products_a_token())) return;
     }
     for (int64_t r = 0; r < mine.rows; ++r) finish(mine, work, r);
   }
@@ -618,21 +755,19 @@ struct BackwardSweep : Sweep {
       const float* panel = packed.recurrent_back[d] + p * G * H * wide;
       over_rows(rows, [&](auto height, int64_t first) INLINE_LAMBDA {
         constexpr int R = decltype(height)::value;
-        Vec sum[R][kColumns] = {};
-        tile<R, kColumns>(G * H, ByRow{work.operand + first}, panel, sum);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-          for (int n = 0; n < kColumns; ++n) {
-            const int64_t column = p * wide + n * W, lanes = smaller(W, H - column);
-            if (lanes <= 0) continue;
-            float* to = work.through[first + r] + column;
-            Vec through = sum[r][n];
-            if (run.recurrent_mask != nullptr)
-              through *= load(run.recurrent_mask + batch.stated(d, row(mine, first + r)) + column,
-                              lanes);
-            store(to, load(to, lanes) + through, lanes);
-          }
+        float* const* to = work.through + first;
+        const float* mask[R] = {};
+        if (run.recurrent_mask != nullptr)
+          for (int r = 0; r < R; ++r) mask[r] = run.recurrent_mask + batch.stated(d, row(mine, first + r));
+        const auto* masks = &mask;
+        tile<R, kColumns>(
+            G * H, ByRow{work.operand + first}, panel, [](int, int) INLINE_LAMBDA { return Vec{}; },
+            [=](int r, int n, Vec sum) INLINE_LAMBDA {
+              const int64_t column = p * wide + n * W, lanes = smaller(W, H - column);
+              if (lanes <= 0) return;
+              if ((*masks)[r] != nullptr) sum *= load((*masks)[r] + column, lanes);
+              store(to[r] + column, load(to[r] + column, lanes) + sum, lanes);
+            });
       });
     }
     for (int64_t r = 0; r < rows; ++r) {
@@ -729,6 +864,7 @@ struct Products {
   const int64_t* token_row;    // (tokens)
   int64_t tokens;
   int64_t bands;               // items of one weight gradient
+  int64_t band;                // rows of an item
   char* scratch;
   int64_t scratch_bytes;
 
@@ -740,8 +876,12 @@ struct Products {
   int64_t columns_floats() const {
     return column_floats(kChunk, larger(batch.z.input, batch.z.hidden));
   }
+  // From one token's left operand to the next's: room for a last tile's rows past the band, and an odd
+  // number of cache lines, so that a column of them does not fall into one set.
+  int64_t left_stride() const { return round_up(band + kRows, 16) / 16 / 2 * 32 + 16; }
   int64_t bytes_an_item() const {
-    return (columns_floats() + kChunk * kBand + 2 * kBand) * static_cast<int64_t>(sizeof(float));
+    return (columns_floats() + kChunk * left_stride() + 2 * round_up(band, 16)) *
+           static_cast<int64_t>(sizeof(float));
   }
 
   static void weight_body(void* context, int64_t item) {
@@ -754,41 +894,48 @@ struct Products {
   // A band of rows of dL/dW (or dL/dU) = sum over tokens of dL/dz x^T (or h^T), and of dL/db.
   void weights_item(int64_t item) const {
     const Sizes& z = batch.z;
-    const int64_t d = item / (2 * bands), kind = item / bands % 2, first = item % bands * kBand;
-    const int64_t rows = smaller(kBand, z.gates * z.hidden - first);
+    const int64_t d = item / (2 * bands), kind = item / bands % 2, first = item % bands * band;
+    const int64_t rows = smaller(band, z.gates * z.hidden - first), stride = left_stride();
     const int64_t columns = kind == 0 ? z.input : z.hidden;
     float* product = (kind == 0 ? out.d_input[d] : out.d_recurrent[d]) + first * columns;
     const float* left = kind == 0 ? out.flow_preactivation : d_recurrent_z;
 
     auto* right_panels = reinterpret_cast<float*>(scratch + item * scratch_bytes);
     float* left_packed = right_panels + columns_floats();
-    float* bias = left_packed + kChunk * kBand;  // (kBand) all tokens
-    float* bias_chunk = bias + kBand;            // (kBand) this chunk's
+    float* bias = left_packed + kChunk * stride;        // (band) all tokens
+    float* bias_chunk = bias + round_up(band, 16);      // (band) this chunk's
     const float* row_at[kChunk];
 
     std::memset(product, 0, static_cast<size_t>(rows * columns) * sizeof(float));
-    std::memset(bias, 0, kBand * sizeof(float));
+    std::memset(bias, 0, static_cast<size_t>(rows) * sizeof(float));
+    Patience patience{*batch.run.stop};
     for (int64_t from = 0; from < tokens; from += kChunk) {
       const int64_t depth = smaller(kChunk, tokens - from);
+      if (patience.over(depth * rows * columns)) return;
       for (int64_t k = 0; k < depth; ++k)
         row_at[k] = left + batch.gate(token_time[from + k], token_row[from + k], d) + first;
-      pack_left(left_packed, bias_chunk, row_at, depth, rows);
-      for (int64_t j = 0; j < rows; ++j) bias[j] += bias_chunk[j];
+      pack_left(left_packed, stride, row_at, depth, rows);
+      if (kind == 0 || z.cell == Cell::gru) {
+        std::memset(bias_chunk, 0, static_cast<size_t>(rows) * sizeof(float));
+        for (int64_t k = 0; k < depth; ++k)
+          for (int64_t j = 0; j < rows; ++j) bias_chunk[j] += left_packed[k * stride + j];
+        for (int64_t j = 0; j < rows; ++j) bias[j] += bias_chunk[j];
+      }
       pack_right(right_panels, d, kind, from, depth, columns);
       constexpr int64_t wide = kColumns * W;
       for (int64_t p = 0; p * wide < columns; ++p)
         for (int64_t j = 0; j < rows; j += kRows) {
-          Vec sum[kRows][kColumns] = {};
-          tile<kRows, kColumns>(depth, ByDepth<kRows>{left_packed + j * kChunk},
-                                right_panels + p * kChunk * wide, sum);
           const int64_t real = smaller(kRows, rows - j);
-          for (int64_t r = 0; r < real; ++r)
-            for (int n = 0; n < kColumns; ++n) {
-              const int64_t column = p * wide + n * W, lanes = smaller(W, columns - column);
-              if (lanes <= 0) continue;
-              float* to = product + (j + r) * columns + column;
-              store(to, load(to, lanes) + sum[r][n], lanes);
-            }
+          float* to = product + j * columns + p * wide;
+          tile<kRows, kColumns>(
+              depth, ByToken{left_packed + j, stride}, right_panels + p * kChunk * wide,
+              [](int, int) INLINE_LAMBDA { return Vec{}; },
+              [=](int r, int n, Vec sum) INLINE_LAMBDA {
+                const int64_t lanes = smaller(W, columns - p * wide - n * W);
+                if (r >= real || lanes <= 0) return;
+                float* at = to + r * columns + n * W;
+                store(at, load(at, lanes) + sum, lanes);
+              });
         }
     }
     if (kind == 0)
@@ -798,17 +945,12 @@ struct Products {
         out.d_candidate_bias[d][first + j - 2 * z.hidden] = bias[j];
   }
 
-  // [j / kRows][k][kRows]; 0 in rows past the band's end.  Sums the tokens' rows on the way.
-  static void pack_left(float* to, float* sum, const float* const* row_at, int64_t depth, int64_t rows) {
-    std::memset(sum, 0, kBand * sizeof(float));
+  // The band's part of each token's row; 0 in the rows of a last tile that lie past the band.
+  static void pack_left(float* to, int64_t stride, const float* const* row_at, int64_t depth,
+                        int64_t rows) {
     for (int64_t k = 0; k < depth; ++k) {
-      const float* row = row_at[k];
-      for (int64_t j = 0; j < rows; ++j) sum[j] += row[j];
-      int64_t j = 0;
-      for (; j + kRows <= rows; j += kRows)
-        for (int r = 0; r < kRows; ++r) to[j * kChunk + k * kRows + r] = row[j + r];
-      for (int r = 0; j < rows && r < kRows; ++r)
-        to[j * kChunk + k * kRows + r] = j + r < rows ? row[j + r] : 0.0f;
+      std::memcpy(to + k * stride, row_at[k], static_cast<size_t>(rows) * sizeof(float));
+      for (int r = 0; r < kRows; ++r) to[k * stride + rows + r] = 0.0f;
     }
   }
 
@@ -840,6 +982,8 @@ struct Products {
     const float* rows[kTokensAnItem];
     float* to[kTokensAnItem];
     int64_t live = 0;
+    Patience patience{*batch.run.stop};
+    if (patience.over((last - first) * depth * I)) return;
     for (int64_t token = first; token < last; ++token) {
       const int64_t t = token / batch.run.batch, b = token % batch.run.batch;
       if (t >= batch.length(b)) {
@@ -854,15 +998,13 @@ struct Products {
       const float* panel = packed.input_back + p * depth * wide;
       over_rows(live, [&](auto height, int64_t r0) INLINE_LAMBDA {
         constexpr int R = decltype(height)::value;
-        Vec sum[R][kColumns] = {};
-        tile<R, kColumns>(depth, ByRow{rows + r0}, panel, sum);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-          for (int n = 0; n < kColumns; ++n) {
-            const int64_t column = p * wide + n * W, lanes = smaller(W, I - column);
-            if (lanes > 0) store(to[r0 + r] + column, sum[r][n], lanes);
-          }
+        float* const* out_rows = to + r0;
+        tile<R, kColumns>(
+            depth, ByRow{rows + r0}, panel, [](int, int) INLINE_LAMBDA { return Vec{}; },
+            [=](int r, int n, Vec sum) INLINE_LAMBDA {
+              const int64_t column = p * wide + n * W, lanes = smaller(W, I - column);
+              if (lanes > 0) store(out_rows[r] + column, sum, lanes);
+            });
       });
     }
   }
@@ -876,9 +1018,14 @@ int worthwhile(const Sizes& z, const Run& run, int threads) {
   return products < 200'000 ? 1 : threads;
 }
 
+// Into how many shares each direction's rows are cut: some for each thread, so that one who is late (torch's
+// own threads keep a core for milliseconds after their work) leaves the rest to the others; but none so
+// small that its tiles are.
 int64_t row_groups(const Sizes& z, const Run& run, int threads) {
-  const int64_t wanted = (threads + z.directions - 1) / z.directions;
-  return larger(1, smaller(wanted, (run.batch + kRows - 1) / kRows));
+  if (threads == 1) return 1;
+  const int64_t a_round = (threads + z.directions - 1) / z.directions;
+  const int64_t rounds = smaller(4, run.batch / (2 * kRows) / a_round);
+  return larger(1, smaller(larger(1, rounds) * a_round, (run.batch + kRows - 1) / kRows));
 }
 
 template <Cell C>
@@ -888,12 +1035,12 @@ bool forward_cell(const Packed& packed, const Run& run, const Forward& out, int 
   ForwardScratch measure;
   sweep.scratch_bytes = sweep.lay_out(nullptr, &measure);
   const int64_t items = packed.sizes.directions * sweep.groups;
-  float* memory = new_floats(items * sweep.scratch_bytes / static_cast<int64_t>(sizeof(float)));
+  float* memory = take_floats(items * sweep.scratch_bytes / static_cast<int64_t>(sizeof(float)));
   if (memory == nullptr) return false;
   sweep.scratch = reinterpret_cast<char*>(memory);
-  parallel(items, threads, ForwardSweep<C>::body, &sweep);
-  std::free(memory);
-  return true;
+  parallel(items, threads, ForwardSweep<C>::body, &sweep, *run.stop);
+  give_back(memory);
+  return !run.stop->raised;
 }
 
 template <Cell C>
@@ -903,25 +1050,29 @@ bool backward_cell(const Packed& packed, const Run& run, const Arriving& in, con
   const int64_t all = run.time * run.batch;
   float* recurrent_z = out.flow_preactivation;
   float* own = nullptr;
-  if (C == Cell::gru) recurrent_z = own = new_floats(all * z.directions * z.gates * z.hidden);
+  if (C == Cell::gru) recurrent_z = own = take_floats(all * z.directions * z.gates * z.hidden);
   BackwardSweep<C> sweep{
       {packed, batch, row_groups(z, run, threads)}, in, out, recurrent_z, nullptr, 0};
   BackwardScratch measure;
   sweep.scratch_bytes = sweep.lay_out(nullptr, &measure);
+  const int64_t all_rows = z.gates * z.hidden;
+  const int64_t bands = larger((all_rows + kBand - 1) / kBand,
+                               smaller(threads, (all_rows + 63) / 64) / z.directions);
+  const int64_t band = round_up((all_rows + bands - 1) / bands, 6);
   Products products{packed, batch, in, out, recurrent_z, nullptr, nullptr, 0,
-                    (z.gates * z.hidden + kBand - 1) / kBand, nullptr, 0};
+                    (all_rows + band - 1) / band, band, nullptr, 0};
   products.scratch_bytes = products.bytes_an_item();
 
   const int64_t sweep_items = z.directions * sweep.groups;
   const int64_t bytes = larger(sweep_items * sweep.scratch_bytes,
                                products.weight_items() * products.scratch_bytes);
-  float* memory = new_floats(bytes / static_cast<int64_t>(sizeof(float)));
+  float* memory = take_floats(bytes / static_cast<int64_t>(sizeof(float)));
   auto* token_time =
       static_cast<int64_t*>(std::malloc(static_cast<size_t>(2 * all + 1) * sizeof(int64_t)));
   const bool enough = recurrent_z != nullptr && memory != nullptr && token_time != nullptr;
   if (enough) {
     sweep.scratch = products.scratch = reinterpret_cast<char*>(memory);
-    parallel(sweep_items, threads, BackwardSweep<C>::body, &sweep);
+    parallel(sweep_items, threads, BackwardSweep<C>::body, &sweep, *run.stop);
     int64_t* token_row = token_time + all;
     for (int64_t t = 0; t < run.time; ++t)
       for (int64_t b = 0; b < run.batch; ++b)
@@ -931,13 +1082,13 @@ bool backward_cell(const Packed& packed, const Run& run, const Arriving& in, con
         }
     products.token_time = token_time;
     products.token_row = token_row;
-    parallel(products.weight_items(), threads, Products::weight_body, &products);
-    parallel(products.x_items(), threads, Products::x_body, &products);
+    parallel(products.weight_items(), threads, Products::weight_body, &products, *run.stop);
+    parallel(products.x_items(), threads, Products::x_body, &products, *run.stop);
   }
-  std::free(own);
-  std::free(memory);
+  give_back(own);
+  give_back(memory);
   std::free(token_time);
-  return enough;
+  return enough && !run.stop->raised;
 }
 
 template <class Call>
@@ -960,6 +1111,28 @@ bool forward(const Packed& packed, const Run& run, const Forward& out, int threa
     }
     return forward_cell<Cell::rnn_tanh>(packed, run, out, threads, batch);
   });
+}
+
+template <Cell C>
+void step_cell(const Packed& packed, const Step& given, int threads) {
+  const Sizes& z = packed.sizes;
+  const int64_t products = given.rows * z.gates * z.hidden * (z.input + z.hidden);
+  if (products < 200'000) threads = 1;
+  const int64_t tiles = (given.rows + kRows - 1) / kRows;
+  Stepping<C> stepping{packed, given, (tiles + threads - 1) / threads * kRows};
+  parallel((given.rows + stepping.rows_an_item - 1) / stepping.rows_an_item, threads,
+           Stepping<C>::body, &stepping, *given.stop);
+}
+
+void step(const Packed& packed, const Step& given, int threads) {
+  if (given.rows == 0) return;
+  switch (packed.sizes.cell) {
+    case Cell::lstm: return step_cell<Cell::lstm>(packed, given, threads);
+    case Cell::gru: return step_cell<Cell::gru>(packed, given, threads);
+    case Cell::rnn_relu: return step_cell<Cell::rnn_relu>(packed, given, threads);
+    case Cell::rnn_tanh: break;
+  }
+  step_cell<Cell::rnn_tanh>(packed, given, threads);
 }
 
 bool backward(const Packed& packed, const Run& run, const Arriving& in, const Backward& out,
@@ -985,6 +1158,6 @@ bool backward(const Packed& packed, const Run& run, const Arriving& in, const Ba
 #define JOIN(a, b) JOIN_(a, b)
 
 extern const Engine JOIN(engine_, UNSPOOL_ISA);
-const Engine JOIN(engine_, UNSPOOL_ISA) = {QUOTE(UNSPOOL_ISA), pack, release, forward, backward};
+const Engine JOIN(engine_, UNSPOOL_ISA) = {QUOTE(UNSPOOL_ISA), pack, release, forward, backward, step};
 
 }  // namespace unspool

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "pool.h"
+
 namespace unspool {
 
 enum class Cell : int { rnn_tanh = 0, rnn_relu = 1, lstm = 2, gru = 3 };
@@ -39,6 +41,7 @@ struct Run {
   const float* reset_hidden;    // (D, B, H)  what a cut puts there; null: zeros
   const float* reset_cell;      // (D, B, H)  LSTM; null: zeros
   const float* recurrent_mask;  // (D, B, H)  multiplies h before the recurrent weights; null: none
+  Stop* stop;
 };
 
 // What the forward pass writes, every element of it.
@@ -78,9 +81,20 @@ struct Backward {
   float* flow_preactivation;   // (T, B, D, G, H)
 };
 
+// One step of some streams through one layer of one direction.
+struct Step {
+  int64_t rows;
+  const float* const* x;       // (rows) pointers to (I,)
+  const float* const* hidden;  // (rows) to (H,), before the step
+  float* const* cell;          // (rows) to (H,), changed in place; LSTM, else null
+  float* const* out;           // (rows) to (H,), after the step; none of them overlaps `hidden`
+  Stop* stop;
+};
+
 struct Packed;  // a layer's weights in the layout of one instruction set
 
-// One instruction set's functions.  Each returns false, or null, when memory runs out.
+// One instruction set's functions.  Each returns false, or null, when memory runs out; false also when
+// the run was given up.
 struct Engine {
   const char* name;
   Packed* (*pack)(const Sizes& sizes, const Weights* weights);  // weights[D]
@@ -88,6 +102,7 @@ struct Engine {
   bool (*forward)(const Packed& packed, const Run& run, const Forward& out, int threads);
   bool (*backward)(const Packed& packed, const Run& run, const Arriving& in, const Backward& out,
                    int threads);
+  void (*step)(const Packed& packed, const Step& step, int threads);  // takes no memory
 };
 
 // The best engine that this machine runs, or the one that `wanted` names.

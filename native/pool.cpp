@@ -32,7 +32,7 @@ struct Job {
 class Pool {
  public:
   // Runs the job, or returns false when another caller holds the pool.
-  bool run(const Job& job, int threads) {
+  bool run(const Job& job, int threads, Stop& stop) {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (!turn.owns_lock()) return false;
     while (workers_ < threads - 1 && workers_ < kMost) {
@@ -59,6 +59,7 @@ class Pool {
       if (spin < 2000) {
         pause();
       } else {
+        if (spin % 4096 == 0) stop.ask(stop);
         std::this_thread::yield();
       }
     }
@@ -112,14 +113,14 @@ void renew() { pool = new (storage) Pool; }
 
 }  // namespace
 
-void parallel(int64_t items, int threads, void (*body)(void*, int64_t), void* context) {
+void parallel(int64_t items, int threads, void (*body)(void*, int64_t), void* context, Stop& stop) {
   if (threads > items) threads = static_cast<int>(items);
   if (threads > 1) {
     std::call_once(once, [] {
       renew();
       pthread_atfork(nullptr, nullptr, renew);
     });
-    if (pool->run(Job{body, context, items}, threads)) return;
+    if (pool->run(Job{body, context, items}, threads, stop)) return;
   }
   for (int64_t item = 0; item < items; ++item) body(context, item);
 }

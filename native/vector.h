@@ -58,6 +58,46 @@ inline void hold([[maybe_unused]] Vec& v) {
 #endif
 }
 
+// The larger, the smaller; b where one is NaN.
+inline Vec larger_of(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+inline Vec smaller_of(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+inline Vec bits_and(Vec a, int32_t mask) {
+  IntVec bits;
+  std::memcpy(&bits, &a, sizeof bits);
+  bits &= mask;
+  std::memcpy(&a, &bits, sizeof bits);
+  return a;
+}
+
+// |x|, and x's sign given to a positive magnitude.
+inline Vec magnitude_of(Vec x) { return bits_and(x, 0x7fffffff); }
+inline Vec with_sign(Vec magnitude, Vec x) {
+  const Vec sign = bits_and(x, static_cast<int32_t>(0x80000000));
+  IntVec a, b;
+  std::memcpy(&a, &magnitude, sizeof a);
+  std::memcpy(&b, &sign, sizeof b);
+  a |= b;
+  std::memcpy(&magnitude, &a, sizeof a);
+  return magnitude;
+}
+
 // The first `lanes` floats; the other lanes are 0.
 inline Vec load(const float* p, int64_t lanes) {
   if (lanes >= W) return load(p);
@@ -90,9 +130,7 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 // e^x for |x| < 88: 2^n * (1 + r + r^2 q(r)), q a minimax polynomial of degree 4 on ±ln(2)/2
 // (relative error 3.3e-9 before rounding).  Outside, the end's value; a NaN stays a NaN.
 inline Vec exp(Vec x) {
-  const Vec low = splat(-87.0f), high = splat(88.0f);
-  x = x < low ? low : x;
-  x = x > high ? high : x;
+  x = smaller_of(splat(88.0f), larger_of(splat(-87.0f), x));
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec n = fma(x, splat(1.44269504f), magic) - magic;
   Vec r = fma(n, splat(-0.693359375f), x);
@@ -113,7 +151,7 @@ inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
 
 // x + x^3 q(x^2) near 0, where 1 - 2 / (1 + e^{2x}) would lose its digits; that elsewhere.
 inline Vec tanh(Vec x) {
-  const Vec magnitude = x < 0.0f ? -x : x;
+  const Vec magnitude = magnitude_of(x);
   const Vec s = x * x;
   Vec q = splat(2.1475401048356023e-03f);
   q = fma(q, s, splat(-8.182677667963332e-03f));
@@ -122,8 +160,7 @@ inline Vec tanh(Vec x) {
   q = fma(q, s, splat(1.3333209766848253e-01f));
   q = fma(q, s, splat(-3.3333330906765046e-01f));
   const Vec small = fma(q * s, x, x);
-  Vec large = 1.0f - 2.0f / (1.0f + exp(2.0f * magnitude));
-  large = x < 0.0f ? -large : large;
+  const Vec large = with_sign(1.0f - 2.0f / (1.0f + exp(2.0f * magnitude)), x);
   return magnitude < 0.625f ? small : large;
 }
 

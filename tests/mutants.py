@@ -199,14 +199,14 @@ MUTANTS = (
     Mutant(
         "exp makes a number of NaN",
         VECTOR,
-        "x = x < low ? low : x;",
-        "x = x > low ? x : low;",
+        "larger_of(splat(-87.0f), x)",
+        "larger_of(x, splat(-87.0f))",
     ),
     Mutant(
         "exp overflows for large arguments",
         VECTOR,
-        "  x = x > high ? high : x;\n",
-        "  (void)high;\n",
+        "smaller_of(splat(88.0f), larger_of(splat(-87.0f), x))",
+        "larger_of(splat(-87.0f), x)",
     ),
 )
 

@@ -199,7 +199,16 @@ def test_without_matplotlib_the_message_says_what_to_install(folder: str, tmp_pa
 
 
 def test_public_names() -> None:
-    assert unspool.__all__ == ["Model", "__version__", "errors", "introspect", "kernels", "nn"]
+    assert unspool.__all__ == [
+        "Model",
+        "__version__",
+        "errors",
+        "info",
+        "introspect",
+        "kernels",
+        "nn",
+        "set_threads",
+    ]
     code = """
         import unspool
         public = [name for name in dir(unspool) if not name.startswith("_")]
@@ -207,8 +216,8 @@ def test_public_names() -> None:
         result = [public, told(lambda: unspool.layers), there]
     """
     (public, other, there), _ = run("import sys", (), code)
-    # The rooms that are imported on the way, and the two tools of __init__; nn comes when it is asked for.
-    on_the_way = {"files", "model", "vocabulary", "importlib", "ModuleType"}
+    # The rooms that are imported on the way, and the tools of __init__; nn comes when it is asked for.
+    on_the_way = {"files", "model", "vocabulary", "importlib", "ModuleType", "Any"}
     assert set(public) == {*unspool.__all__, *on_the_way} - {"nn", "__version__"}
     assert other == ["AttributeError", "module 'unspool' has no attribute 'layers'", False]
     assert all(there)

@@ -286,7 +286,7 @@ def sealed(path: Path, about: Any, tensors: dict[str, Any]) -> None:
     """Write a file whose digest is right, whatever it says."""
     data = about if isinstance(about, bytes) else json.dumps(about).encode()
     tensors = {**tensors, "about": np.frombuffer(data, np.uint8)}
-    path.write_bytes(files.pack({**tensors, "sha256": introspect._digest(tensors)}))
+    path.write_bytes(files.pack({**tensors, "sha256": files._digest(tensors)}))
 
 
 def taken_apart(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

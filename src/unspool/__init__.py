@@ -8,12 +8,13 @@ unspool.introspect     what a network did, as data
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from unspool import errors, introspect, kernels
 from unspool.model import Model
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "errors", "introspect", "kernels", "nn"]
+__all__ = ["Model", "__version__", "errors", "info", "introspect", "kernels", "nn", "set_threads"]
 
 
 def __getattr__(name: str) -> ModuleType:
@@ -21,3 +22,33 @@ def __getattr__(name: str) -> ModuleType:
     if name != "nn":
         raise AttributeError(f"module 'unspool' has no attribute {name!r}")
     return importlib.import_module("unspool.nn")
+
+
+def info() -> dict[str, Any]:
+    """Say what runs here: the version, the kernel set of float32 on the CPU, its threads.
+
+    Raises:
+        KernelsError: the native kernels cannot run here.
+    """
+    from unspool.kernels import native
+
+    return {
+        "unspool": __version__,
+        "kernels": native.describe(),
+        "threads": native.threads(),
+        "instruction sets": native.instruction_sets(),
+    }
+
+
+def set_threads(count: int) -> None:
+    """Set how many threads the native kernels use at the most; no result depends on it.
+
+    The default is the number of cores that this process may use, or what the environment variable
+    UNSPOOL_THREADS or OMP_NUM_THREADS says.
+
+    Raises:
+        InputError: count is not a whole number of 1 or more.
+    """
+    from unspool.kernels import native
+
+    native.set_threads(count)

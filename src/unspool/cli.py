@@ -29,7 +29,6 @@ from unspool import files, introspect, recipes
 from unspool.data import readers, sources
 from unspool.data.benchmarks import benchmark
 from unspool.errors import ConfigError, DataError, InputError, TrainingError, UnspoolError
-from unspool.kernels import choose
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy
 from unspool.model import Model
@@ -310,13 +309,8 @@ def info(*, json: Json = False) -> int:
     json
         Print one JSON object.
     """
-    from unspool.kernels import native
-
     found: dict[str, Any] = {
-        "unspool": unspool.__version__,
-        "kernels": choose("float32").describe(),
-        "threads": native.threads(),
-        "instruction sets": ", ".join(native.instruction_sets()),
+        **unspool.info(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cache": str(sources.cache_folder()),
@@ -330,7 +324,8 @@ def info(*, json: Json = False) -> int:
         _print_json(found)
     else:
         for name, value in found.items():
-            _print(f"{name:<17} {value if value is not None else 'not installed'}")
+            said = ", ".join(value) if isinstance(value, list) else value
+            _print(f"{name:<17} {said if said is not None else 'not installed'}")
     return 0
 
 

@@ -234,6 +234,60 @@ def unpack(data: bytes, where: str, digests: Mapping[str, str] | None = None) ->
     return tensors
 
 
+_ABOUT = "about"  # the tensor that holds, as JSON, what is no number
+_SEAL = "sha256"  # the tensor that holds the digest of all others
+
+
+def seal(what: str, version: int, tensors: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> bytes:
+    """Pack tensors, and what is no number, into one safetensors file that holds its own digest.
+
+    Args:
+        what: what the file is, such as "recording".
+        version: of its format.
+        tensors, about: what `unseal` will give back.
+    """
+    described = {"format": f"unspool-{what}", "version": version, **about}
+    whole = {**tensors, _ABOUT: np.frombuffer(json.dumps(described).encode(), np.uint8)}
+    return pack({**whole, _SEAL: _digest(whole)})
+
+
+def unseal(
+    what: str, version: int, path: str | os.PathLike[str]
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read a file that `seal` packed: its tensors and its description.
+
+    Raises:
+        ModelFileError: absent, of something else, of another version, or damaged.
+    """
+    where = os.fspath(path)
+    try:
+        tensors = unpack(Path(path).read_bytes(), where)
+        if not {_ABOUT, _SEAL} <= set(tensors):
+            raise ValueError("a safetensors file of something else")
+        if not np.array_equal(tensors.pop(_SEAL), _digest(tensors)):
+            raise ValueError("other bytes than were saved")
+        about = parse_json(tensors.pop(_ABOUT).tobytes(), f"the description in {where}")
+        if about.get("format") != f"unspool-{what}" or about.get("version") != version:
+            raise ValueError(f"format {about.get('format')!r:.60}, version {about.get('version')!r:.40}")
+    except (OSError, ValueError) as error:
+        raise not_a(what, where, error) from error
+    return tensors, about
+
+
+def not_a(what: str, where: str | os.PathLike[str], error: Exception) -> ModelFileError:
+    """The refusal of a file that is not, or not soundly, what `seal` wrote."""
+    return ModelFileError(
+        f"{os.fspath(where)} is not a {what}.\n  Received: {error!s:.300}\n"
+        f"  Fix: give a file that unspool saved as a {what}."
+    )
+
+
+def _digest(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    """The SHA-256 of all tensors' own: (32,) bytes."""
+    each = json.dumps(tensor_digests(tensors), sort_keys=True)
+    return np.frombuffer(hashlib.sha256(each.encode()).digest(), np.uint8)
+
+
 def tensor_digests(tensors: Mapping[str, NDArray[Any]]) -> dict[str, str]:
     """Return each tensor's SHA-256 over its values as they lie in the file, in hexadecimal."""
     return {

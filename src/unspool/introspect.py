@@ -7,26 +7,21 @@ the trace that the kernels kept, the contributions come through the kernels' own
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unspool import files
-from unspool.errors import InputError, ModelFileError
+from unspool.errors import InputError
 from unspool.kernels.contract import Cell, Gate, Trace
 from unspool.model import Floats, Ints, Model, side_by_side, softmax
 from unspool.vocabulary import words
 
-_FORMAT = "unspool-recording"
+_WHAT = "recording"
 _VERSION = 1
-_ABOUT = "about"  # the tensor that holds, as JSON, what is no number
-_SEAL = "sha256"  # the tensor that holds the digest of all others
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,15 +93,8 @@ class Recording:
             for name, array in trace._asdict().items()
             if array is not None
         }
-        about = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "cell": self.cell.value,
-            "words": self.words,
-            "known": self.known,
-        }
-        tensors[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        files.write_file(path, files.pack({**tensors, _SEAL: _digest(tensors)}))
+        about = {"cell": self.cell.value, "words": self.words, "known": self.known}
+        files.write_file(path, files.seal(_WHAT, _VERSION, tensors, about))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Recording":
@@ -115,16 +103,8 @@ class Recording:
         Raises:
             ModelFileError: the file is not a recording, or is damaged.
         """
-        where = os.fspath(path)
+        tensors, about = files.unseal(_WHAT, _VERSION, path)
         try:
-            tensors = files.unpack(Path(path).read_bytes(), where)
-            if not {_ABOUT, _SEAL} <= set(tensors):
-                raise ValueError("a safetensors file of something else")
-            if not np.array_equal(tensors.pop(_SEAL), _digest(tensors)):
-                raise ValueError("other bytes than were saved")
-            about = files.parse_json(tensors.pop(_ABOUT).tobytes(), f"the description in {where}")
-            if about.get("format") != _FORMAT or about.get("version") != _VERSION:
-                raise ValueError(f"format {about.get('format')!r:.60}, version {about.get('version')!r:.40}")
             cell = Cell(about.get("cell"))
             tokens: Any = about.get("words")
             known: Any = about.get("known")
@@ -134,11 +114,8 @@ class Recording:
             if not tokens or len(known) != len(tokens):
                 raise ValueError(f"{len(tokens)} words, and of {len(known)} whether they are known")
             return cls(cell, tuple(tokens), tuple(known), _traces(tensors, cell, len(tokens)))
-        except (OSError, ValueError) as error:
-            raise ModelFileError(
-                f"{where} is not a recording.\n  Received: {error!s:.300}\n"
-                f"  Fix: give a file that Recording.save wrote."
-            ) from error
+        except ValueError as error:
+            raise files.not_a(_WHAT, path, error) from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -263,12 +240,6 @@ def _words_of(model: Model, text: str) -> tuple[str, ...]:
     if not tokens:
         raise InputError("the text has no words.\n  Received: nothing to read.\n  Fix: give a sentence.")
     return tuple(tokens)
-
-
-def _digest(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
-    """The SHA-256 of all tensors' own: (32,) bytes."""
-    each = json.dumps(files.tensor_digests(tensors), sort_keys=True)
-    return np.frombuffer(hashlib.sha256(each.encode()).digest(), np.uint8)
 
 
 def _traces(tensors: Mapping[str, NDArray[Any]], cell: Cell, steps: int) -> tuple[Trace, ...]:

@@ -15,16 +15,19 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unspool import files
-from unspool.errors import ConfigError, InputError, ModelFileError
+from unspool.errors import ConfigError, InputError, KernelsError, ModelFileError
 from unspool.kernels import choose, load
 from unspool.kernels.contract import Cell, Kernels, Trace, Weights
 from unspool.vocabulary import PAD, Vocabulary, words
+
+if TYPE_CHECKING:
+    from unspool.stream import Stream
 
 FORMAT = "unspool-model"
 FORMAT_VERSION = 1
@@ -230,6 +233,23 @@ class Model:
             hidden, _ = self.kernels.infer(prepared, x, lengths=lengths)
             x = side_by_side(hidden)
         return hidden  # type: ignore[no-any-return]
+
+    def stream(self, rows: int = 1) -> "Stream":
+        """Make a running state of `rows` streams through the layers; they read word vectors, (rows, E).
+
+        Raises:
+            InputError: the layers read in both directions, or rows is below 1.
+            KernelsError: the model does not run the native kernels.
+        """
+        if self.kernels is not load("native"):
+            raise KernelsError(
+                "A stream runs the native kernels alone.\n"
+                f"  Received: a model on {self.kernels.describe()}.\n"
+                f'  Fix: Model.load(folder, kernels="native").'
+            )
+        from unspool.stream import Stream  # here: it loads the engine, which this module can do without
+
+        return Stream(self.layers, rows)
 
     def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
         """Run all layers over (T, B, E) and keep every layer's trace."""

@@ -15,9 +15,9 @@ import math
 import numbers
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unspool.errors import MissingExtra
+from unspool.errors import KernelsError, MissingExtra
 
 try:
     import torch
@@ -29,8 +29,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from unspool import ops
-from unspool.kernels import checks
+from unspool.kernels import checks, load
 from unspool.kernels.contract import Cell, Weights
+
+if TYPE_CHECKING:
+    from unspool.stream import Stream
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -124,6 +127,33 @@ class _Recurrent(nn.Module):
             for k in range(self.num_layers)
             for suffix in self._suffixes(k)
         ]
+
+    def stream(self, rows: int = 1) -> "Stream":
+        """Make a running state of `rows` streams, to step through these layers.
+
+        It takes the weights as they are now; a stream made before a change of them goes on with the old.
+
+        Raises:
+            InputError: the layer is bidirectional, or rows is below 1.
+            KernelsError: the layer does not run the native kernels: its weights are not float32 on the CPU.
+        """
+        kernels = ops.kernels_for(self.kernels, self.weight_hh_l0)
+        if kernels is not load("native"):
+            raise KernelsError(
+                f"A stream runs the native kernels alone.\n  Received: a layer with {kernels.describe()}, "
+                f"{self.weight_hh_l0.dtype} on {self.weight_hh_l0.device}.\n"
+                "  Fix: layer.float().cpu().stream(), of a layer not created with kernels='reference'."
+            )
+        from unspool.stream import Stream  # here: it loads the engine, which this module can do without
+
+        arrays = [
+            [
+                Weights(*(None if part is None else part.detach().numpy() for part in w))
+                for w in self._weights(k)
+            ]
+            for k in range(self.num_layers)
+        ]
+        return Stream([kernels.prepare(self.cell, weights) for weights in arrays], rows)
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]

@@ -323,3 +323,68 @@ def test_a_module_that_is_not_built_says_so(native: ModuleType, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "unspool.kernels._core", None)
     with pytest.raises(KernelsError, match=r"cannot be loaded\.\n  Received: .*\n  Fix: .*pip install"):
         load_native(native.instruction_sets()[0])
+
+
+def test_memory_is_handed_out_again_only_when_it_is_free(native: ModuleType) -> None:
+    """Large arrays come and go in random order, views of them outlive them: none is written by another."""
+    rng = np.random.default_rng(0)
+    alive: list[tuple[np.ndarray, float]] = []
+    addresses = set()
+    for number in range(400):
+        shape = (int(rng.integers(1, 5)), 20_000 + 5_000 * int(rng.integers(4)))
+        array = native.empty(*shape)
+        assert array.shape == shape
+        assert array.dtype == np.float32
+        assert array.flags.writeable
+        assert array.ctypes.data % 64 == 0
+        addresses.add(array.ctypes.data)
+        array[...] = number
+        alive.append((array[0, 7:] if rng.random() < 0.5 else array, number))
+        while len(alive) > 6:
+            kept, value = alive.pop(int(rng.integers(len(alive))))
+            assert (kept == value).all()
+    assert len(addresses) < 200  # most of it is not fresh
+
+
+LONG = """
+import os, signal, threading, time
+import numpy as np
+from unspool.kernels import native
+from unspool.kernels.contract import Cell, Weights
+
+size = 512
+weights = [np.full((4 * size, size), 0.01, np.float32) for _ in range(2)]
+prepared = native.prepare(Cell.LSTM, [Weights(*weights, np.zeros(4 * size, np.float32))])
+short = np.zeros((200, 1, size), np.float32)
+def infer(x): return native.infer(prepared, x)
+def backward(x):
+    steps = (len(x), 1, 1)
+    trace = Trace(*(np.zeros((*steps, *tail), np.float32) for tail in ((4, size), (size,), (size,))))
+    return native.backward(prepared, x, trace, d_hidden=trace.hidden)
+"""
+
+
+@pytest.mark.parametrize("what", ["infer", "backward"])
+def test_ctrl_c_ends_a_long_call(what: str) -> None:
+    """Of a call of some ten seconds, within a fraction of them; the next call is right."""
+    told = in_a_new_process(
+        "from unspool.kernels.contract import Trace\n"
+        + LONG
+        + f"""
+before = infer(short)[0]
+started = time.monotonic()
+{what}(short)
+expected = 10.0
+longer = np.zeros((int(200 * expected / (time.monotonic() - started)), 1, size), np.float32)
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+started = time.monotonic()
+try:
+    {what}(longer)
+    print("not interrupted")
+except KeyboardInterrupt:
+    # A call that does not listen raises too, when it is done.
+    print("early" if time.monotonic() - started < expected / 3 else "late")
+assert (infer(short)[0] == before).all()
+"""
+    )
+    assert told == "early"

@@ -6,6 +6,7 @@ float32 only.  Arguments are checked in `checks`; what is not contiguous is copi
 threads; both are read once, when the module is loaded.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ except ImportError as error:
     ) from error
 
 Floats = npt.NDArray[np.float32]
+
+_SMALL = 16_384  # floats; below it NumPy keeps and finds memory as well
 
 _CELLS = {Cell.RNN_TANH: 0, Cell.RNN_RELU: 1, Cell.LSTM: 2, Cell.GRU: 3}
 
@@ -98,7 +101,9 @@ def set_threads(count: int) -> None:
 
 def empty(*shape: int) -> Floats:
     """Allocate an output that the engine will write in full."""
-    return np.empty(shape, np.float32)
+    if math.prod(shape) < _SMALL:
+        return np.empty(shape, np.float32)
+    return _core.empty(shape)
 
 
 def prepare(cell: Cell, weights: Sequence[Weights]) -> Prepared:
@@ -107,6 +112,11 @@ def prepare(cell: Cell, weights: Sequence[Weights]) -> Prepared:
     arrays = [_floats(part) for w in weights for part in w if part is not None]
     layer = _core.Layer(_isa, _CELLS[cell], sizes.input_size, sizes.hidden_size, arrays)
     return Prepared(sizes, layer)
+
+
+def stream(layers: Sequence[Prepared], rows: int, hidden: Floats, cell: Floats) -> Any:
+    """Make the engine's side of a `stream.Stream`, which works on the state arrays it is given."""
+    return _core.Stream([prepared.layer for prepared in layers], rows, hidden, cell)
 
 
 def infer(

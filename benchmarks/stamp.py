@@ -1,0 +1,46 @@
+"""What every measurement is stamped with: when, where, on which commit, with which kernels."""
+
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+from unspool.kernels import choose, native
+
+
+def stamp(command: str) -> dict[str, object]:
+    """The stamp of a result that `command` makes."""
+    return {
+        "command": command,
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "machine": machine(),
+        "kernels": choose("float32").describe(),
+        "threads": native.threads(),
+        "torch": metadata.version("torch"),
+    }
+
+
+def in_words(about: dict[str, object]) -> str:
+    """The stamp as a line of Markdown."""
+    return ", ".join(f"{key}: {value}" for key, value in about.items()) + "."
+
+
+def commit() -> str:
+    """The commit that is checked out, marked where the tree differs from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    """The processor's name, where the system tells it, and how many cores there are."""
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":")[1].strip()
+    return f"{name}, {os.cpu_count()} cores"
