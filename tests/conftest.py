@@ -4,11 +4,16 @@
 """
 
 import os
+import signal
 from types import ModuleType
 
 import pytest
 
 from unspool.errors import KernelsError
+
+# A job in the background begins with Ctrl-C ignored, and so would every process that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
