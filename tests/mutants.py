@@ -31,7 +31,12 @@ PATIENCE_SECONDS = 600  # a planted bug may hang; that is caught too
 REFERENCE = "src/unspool/kernels/reference.py"
 NATIVE = "src/unspool/kernels/native.py"
 CHECKS = "src/unspool/kernels/checks.py"
+BACKWARD = "native/backward.h"
+BATCH = "native/batch.h"
 ENGINE = "native/engine.cpp"
+FORWARD = "native/forward.h"
+PRODUCTS = "native/products.h"
+TILE = "native/tile.h"
 VECTOR = "native/vector.h"
 
 
@@ -107,7 +112,7 @@ MUTANTS = (
     ),
     Mutant(
         "input gate and forget gate are exchanged",
-        ENGINE,
+        FORWARD,
         "i = sigmoid(sum[0]), f = sigmoid(sum[1])",
         "i = sigmoid(sum[1]), f = sigmoid(sum[0])",
     ),
@@ -119,56 +124,56 @@ MUTANTS = (
     ),
     Mutant(
         "the engine cuts the reverse direction one step early",
-        ENGINE,
+        BATCH,
         "d == 0 ? s : length(row) - s;  // the cut",
         "d == 0 ? s : length(row) - 1 - s;  // the cut",
     ),
     Mutant(
         "only the last cut of a sequence has a gradient",
-        ENGINE,
+        BACKWARD,
         "d_reset[batch.stated(d, b) + j] += running[j];",
         "d_reset[batch.stated(d, b) + j] = running[j];",
     ),
     Mutant(
         "the GRU's gradient of the recurrent candidate forgets the reset gate",
-        ENGINE,
+        BACKWARD,
         "store(dz_recurrent + 2 * H + j, dz_n * reset, lanes);",
         "store(dz_recurrent + 2 * H + j, dz_n, lanes);",
     ),
     Mutant(
         "the weights' gradients see the hidden state without its mask",
-        ENGINE,
+        PRODUCTS,
         "if (kind == 0 || run.recurrent_mask == nullptr) return;",
         "return;",
     ),
     Mutant(
         "an empty sequence returns zeros, not the state given",
-        ENGINE,
+        FORWARD,
         ": initial != nullptr ? initial + batch.stated(d, b)",
         ": false ? initial + batch.stated(d, b)",
     ),
     Mutant(
         "without a trace the cell state crosses a reset",
-        ENGINE,
+        FORWARD,
         "work.c_prev[r] = s > 0 && !batch.cut(d, b, s)",
         "work.c_prev[r] = s > 0",
     ),
     Mutant(
         "the gates past a sequence's end are left unwritten",
-        ENGINE,
+        FORWARD,
         "    zero_past_end(batch, d, b, out.gates, batch.z.gates * H);\n",
         "",
     ),
     Mutant(
         "the zeros past the last sequence's end go one float too far",
-        ENGINE,
+        BATCH,
         "std::memset(array + at, 0, static_cast<size_t>(floats) * sizeof(float));",
         "const bool last = t * batch.run.batch + row + 1 == batch.run.time * batch.run.batch;\n"
         "    std::memset(array + at, 0, static_cast<size_t>(floats + last) * sizeof(float));",
     ),
     Mutant(
         "a single row is summed from the other end",
-        ENGINE,
+        TILE,
         "  for (int64_t k = 0; k < depth; ++k) {\n    Vec a[R];",
         "  for (int64_t j = 0; j < depth; ++j) {\n"
         "    const int64_t k = R == 1 ? depth - 1 - j : j;\n"
@@ -176,7 +181,7 @@ MUTANTS = (
     ),
     Mutant(
         "a thread sums every other weight gradient in chunks of another size",
-        ENGINE,
+        PRODUCTS,
         "    for (int64_t from = 0; from < tokens; from += kChunk) {\n"
         "      const int64_t depth = smaller(kChunk, tokens - from);",
         "    static thread_local int64_t calls = 0;\n"

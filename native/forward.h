@@ -1,0 +1,262 @@
+// The forward sweep: hoisted input projection, recurrent product, activations in the registers that hold the sums.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "batch.h"
+
+namespace unspool {
+namespace {
+
+// Where one row of one step reads its state and leaves its results, (H,) each.
+template <Cell C>
+struct Kept {
+  const float* h_prev;         // GRU
+  const float* c_prev;         // LSTM
+  float* c;                    // LSTM; may be c_prev
+  float* h;
+  float* gates;                // (G*H); null: not kept
+  float* recurrent_candidate;  // GRU; null: not kept
+};
+
+// The gates, c and h of one row and panel, from its pre-activations.  The GRU's candidate comes in two
+// parts, since the reset gate acts on the recurrent one.
+template <Cell C>
+INLINE void advance(const Kept<C>& row, int64_t p, int64_t H, const Vec (&sum)[Layout<C>::N],
+                    [[maybe_unused]] Vec x_candidate) {
+  using L = Layout<C>;
+  const int64_t u = L::unit(p, 0), lanes = L::lanes(p, 0, H);
+  if constexpr (C == Cell::lstm) {
+    const Vec i = sigmoid(sum[0]), f = sigmoid(sum[1]), g = tanh(sum[2]), o = sigmoid(sum[3]);
+    const Vec c = fma(f, load(row.c_prev + u, lanes), i * g);
+    store(row.c + u, c, lanes);
+    store(row.h + u, o * tanh(c), lanes);
+    if (row.gates == nullptr) return;
+    store(row.gates + L::row(p, 0, H), i, lanes);
+    store(row.gates + L::row(p, 1, H), f, lanes);
+    store(row.gates + L::row(p, 2, H), g, lanes);
+    store(row.gates + L::row(p, 3, H), o, lanes);
+  } else if constexpr (C == Cell::gru) {
+    const Vec reset = sigmoid(sum[0]), update = sigmoid(sum[1]);
+    const Vec n = tanh(fma(reset, sum[2], x_candidate));
+    const Vec h_prev = load(row.h_prev + u, lanes);
+    store(row.h + u, fma(update, h_prev - n, n), lanes);
+    if (row.gates == nullptr) return;
+    store(row.gates + L::row(p, 0, H), reset, lanes);
+    store(row.gates + L::row(p, 1, H), update, lanes);
+    store(row.gates + L::row(p, 2, H), n, lanes);
+    store(row.recurrent_candidate + u, sum[2], lanes);
+  } else {
+#pragma GCC unroll 8
+    for (int n = 0; n < L::N; ++n) {
+      const int64_t some = L::lanes(p, n, H);
+      if (some == 0) continue;
+      const Vec h = C == Cell::rnn_tanh ? tanh(sum[n]) : (sum[n] < 0.0f ? Vec{} : sum[n]);
+      store(row.h + L::unit(p, n), h, some);
+      if (row.gates != nullptr) store(row.gates + L::unit(p, n), h, some);
+    }
+  }
+}
+
+// Scratch of one forward item.
+struct ForwardScratch {
+  int64_t steps;                // steps whose input projection is made at once
+  int64_t tokens;               // that z has room for: steps * rows
+  float* z;                     // [panel][token][n][lane] what the input gives to the pre-activations
+  float* c;                     // (rows, H) running cell state, when no trace holds it
+  float* masked;                // (rows, H) h times the recurrent mask
+  const float** x_rows;         // (steps * rows)
+  const float** h_prev;         // (rows)
+  const float** operand;        // (rows) h as the recurrent weights see it
+  const float** c_prev;         // (rows)
+  float** c_out;                // (rows)
+  int64_t* at;                  // (rows) where this step's (T, B, D, H) elements lie
+};
+
+int64_t projected_steps(int64_t rows, int64_t time) {
+  return larger(1, smaller(time, smaller(64, 128 / larger(1, rows))));
+}
+
+template <Cell C>
+struct ForwardSweep : Sweep {
+  using L = Layout<C>;
+  const Forward& out;
+  char* scratch;
+  int64_t scratch_bytes;
+
+  // Lays the scratch of an item out from `from`; with null it only measures.
+  int64_t lay_out(char* from, ForwardScratch* it) const {
+    const Sizes& z = batch.z;
+    const int64_t rows = most_rows(), steps = projected_steps(rows, batch.run.time);
+    Carver carve{from};
+    it->steps = steps;
+    it->tokens = steps * rows;
+    carve(it->z, L::panels(z.hidden) * it->tokens * L::N * W);
+    carve(it->c, out.cell == nullptr && C == Cell::lstm ? rows * z.hidden : 0);
+    carve(it->masked, batch.run.recurrent_mask != nullptr ? rows * z.hidden : 0);
+    carve(it->x_rows, steps * rows);
+    carve(it->h_prev, rows);
+    carve(it->operand, rows);
+    carve(it->c_prev, rows);
+    carve(it->c_out, rows);
+    carve(it->at, rows);
+    return carve.used;
+  }
+
+  static void body(void* context, int64_t item) {
+    static_cast<const ForwardSweep*>(context)->run_item(item);
+  }
+
+  void run_item(int64_t item) const {
+    ForwardScratch work;
+    lay_out(scratch + item * scratch_bytes, &work);
+    const Share mine = share(item);
+    const int64_t longest = mine.rows > 0 ? batch.length(row(mine, 0)) : 0;
+    Patience patience{*batch.run.stop};
+    for (int64_t from = 0; from < longest; from += work.steps) {
+      const int64_t to = smaller(from + work.steps, longest);
+      project(mine, work, from, to);
+      int64_t done = 0;
+      for (int64_t s = from; s < to; ++s) {
+        const int64_t rows = step(mine, work, s, done);
+        if (patience.over(rows * products_a_token())) return;
+        done += rows;
+      }
+    }
+    for (int64_t r = 0; r < mine.rows; ++r) finish(mine, work, r);
+  }
+
+  int64_t live(const Share& mine, int64_t s) const {
+    int64_t rows = 0;
+    while (rows < mine.rows && batch.length(row(mine, rows)) > s) ++rows;
+    return rows;
+  }
+
+  // Where the scratch holds panel p of a token's z.
+  float* z_at(const ForwardScratch& work, int64_t p, int64_t token) const {
+    return work.z + (p * work.tokens + token) * L::N * W;
+  }
+
+  // z = W x + b for all live tokens of steps from…to-1.
+  void project(const Share& mine, const ForwardScratch& work, int64_t from, int64_t to) const {
+    const Sizes& sizes = batch.z;
+    const int64_t I = sizes.input, H = sizes.hidden;
+    int64_t tokens = 0;
+    for (int64_t s = from; s < to; ++s) {
+      const int64_t rows = live(mine, s);
+      for (int64_t r = 0; r < rows; ++r, ++tokens) {
+        const int64_t b = row(mine, r), t = batch.time(mine.d, b, s);
+        work.x_rows[tokens] = batch.run.x + (t * batch.run.batch + b) * I;
+      }
+    }
+    for (int64_t p = 0; p < L::panels(H); ++p) {
+      const float* panel = packed.input[mine.d] + p * I * L::N * W;
+      const float* bias = packed.bias[mine.d] + p * L::N * W;
+      over_rows(tokens, [&](auto height, int64_t first) INLINE_LAMBDA {
+        constexpr int R = decltype(height)::value;
+        float* z = z_at(work, p, first);
+        tile<R, L::N>(
+            I, ByRow{work.x_rows + first}, panel,
+            [=](int, int n) INLINE_LAMBDA { return load(bias + n * W); },
+            [=](int r, int n, Vec sum) INLINE_LAMBDA { store(z + (r * L::N + n) * W, sum); });
+      });
+    }
+  }
+
+  // One step of all live rows; returns how many there are.  `done` tokens of this chunk came before.
+  int64_t step(const Share& mine, const ForwardScratch& work, int64_t s, int64_t done) const {
+    const int64_t H = batch.z.hidden, d = mine.d;
+    const Run& run = batch.run;
+    const int64_t rows = live(mine, s);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t b = row(mine, r);
+      work.at[r] = batch.unit(batch.time(d, b, s), b, d);
+      work.h_prev[r] =
+          batch.entering(d, b, s, out.hidden, run.hidden, run.reset_hidden, packed.zeros);
+      work.operand[r] = work.h_prev[r];
+      if (run.recurrent_mask != nullptr) {
+        float* masked = work.masked + r * H;
+        const float* mask = run.recurrent_mask + batch.stated(d, b);
+        for (int64_t j = 0; j < H; ++j) masked[j] = work.h_prev[r][j] * mask[j];
+        work.operand[r] = masked;
+      }
+      if constexpr (C == Cell::lstm) {
+        if (out.cell != nullptr) {
+          work.c_prev[r] = batch.entering(d, b, s, out.cell, run.cell, run.reset_cell, packed.zeros);
+          work.c_out[r] = out.cell + work.at[r];
+        } else {
+          work.c_out[r] = work.c + r * H;
+          work.c_prev[r] = s > 0 && !batch.cut(d, b, s)
+                               ? work.c_out[r]
+                               : batch.entering(d, b, s, nullptr, run.cell, run.reset_cell,
+                                                packed.zeros);
+        }
+      }
+    }
+    over_panels(rows, L::panels(H), [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
+      constexpr int R = decltype(height)::value, P = decltype(width)::value;
+      const float* panel = packed.recurrent[d] + p * H * L::N * W;
+      const float* z = z_at(work, p, done + first);
+      const int64_t to_next = P == 2 ? work.tokens * L::N * W : L::N * W;  // the next panel's, or row's
+      const float* candidate_bias = packed.candidate_bias[d] + L::unit(p, 0);
+      Vec sum[R * P][L::N];
+      auto* sums = &sum;
+      const auto begin = [=](int k, int n) INLINE_LAMBDA {
+        // The GRU's candidate keeps its recurrent product apart: the reset gate acts on it.
+        if (C == Cell::gru && n == 2) return load(candidate_bias + (P == 2 ? k * W : 0));
+        return load(z + k * to_next + n * W);
+      };
+      const auto end = [=](int k, int n, Vec total) INLINE_LAMBDA { (*sums)[k][n] = total; };
+      if constexpr (P == 2)
+        tile_pair<L::N>(H, work.operand[first], panel, panel + H * L::N * W, begin, end);
+      else
+        tile<R, L::N>(H, ByRow{work.operand + first}, panel, begin, end);
+#pragma GCC unroll 8
+      for (int k = 0; k < R * P; ++k)
+        activate(work, done, first + (P == 2 ? 0 : k), p + (P == 2 ? k : 0), sum[k]);
+    });
+    return rows;
+  }
+
+  INLINE void activate(const ForwardScratch& work, int64_t done, int64_t r, int64_t p,
+                       const Vec (&sum)[L::N]) const {
+    const int64_t H = batch.z.hidden;
+    Kept<C> row{work.h_prev[r], nullptr, nullptr, out.hidden + work.at[r], nullptr, nullptr};
+    if (out.gates != nullptr) row.gates = out.gates + work.at[r] * batch.z.gates;
+    if constexpr (C == Cell::lstm) row.c_prev = work.c_prev[r], row.c = work.c_out[r];
+    Vec x_candidate{};
+    if constexpr (C == Cell::gru) {
+      x_candidate = load(z_at(work, p, done + r) + 2 * W);
+      if (out.gates != nullptr) row.recurrent_candidate = out.recurrent_candidate + work.at[r];
+    }
+    advance(row, p, H, sum, x_candidate);
+  }
+
+  // The final state of a row, and zeros past its end.
+  void finish(const Share& mine, const ForwardScratch& work, int64_t r) const {
+    const Run& run = batch.run;
+    const int64_t b = row(mine, r), d = mine.d, H = batch.z.hidden, length = batch.length(b);
+    const bool cut = batch.cut_after_last(d, b);
+    const int64_t last = length > 0 ? batch.unit(batch.time(d, b, length - 1), b, d) : 0;
+    const auto leave = [&](float* final, const float* initial, const float* fresh,
+                           const float* running) {
+      const float* from = cut            ? (fresh != nullptr ? fresh + batch.stated(d, b) : packed.zeros)
+                          : length > 0   ? running
+                          : initial != nullptr ? initial + batch.stated(d, b)
+                                               : packed.zeros;
+      std::memcpy(final + batch.stated(d, b), from, static_cast<size_t>(H) * sizeof(float));
+    };
+    leave(out.final_hidden, run.hidden, run.reset_hidden, out.hidden + last);
+    if constexpr (C == Cell::lstm)
+      leave(out.final_cell, run.cell, run.reset_cell,
+            out.cell != nullptr ? out.cell + last : work.c + r * H);
+    zero_past_end(batch, d, b, out.hidden, H);
+    zero_past_end(batch, d, b, out.cell, H);
+    zero_past_end(batch, d, b, out.recurrent_candidate, H);
+    zero_past_end(batch, d, b, out.gates, batch.z.gates * H);
+  }
+};
+
+}  // namespace
+}  // namespace unspool

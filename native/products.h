@@ -1,0 +1,173 @@
+// The products after the backward sweep: gradients of the weights and of x.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "batch.h"
+
+namespace unspool {
+namespace {
+
+constexpr int64_t kChunk = 128;  // tokens that a weight gradient sums before it joins the total
+constexpr int64_t kBand = 252;   // rows of a weight gradient that one item computes at the most
+
+// The products after the sweep: gradients of the weights and of x, over all live tokens.
+struct Products {
+  const Packed& packed;
+  const Batch& batch;
+  const Arriving& in;
+  const Backward& out;
+  const float* d_recurrent_z;  // (T, B, D, G, H)
+  const int64_t* token_time;   // (tokens) by time, then by row
+  const int64_t* token_row;    // (tokens)
+  int64_t tokens;
+  int64_t bands;               // items of one weight gradient
+  int64_t band;                // rows of an item
+  char* scratch;
+  int64_t scratch_bytes;
+
+  static constexpr int64_t kTokensAnItem = 48;
+
+  int64_t weight_items() const { return batch.z.directions * 2 * bands; }
+  int64_t x_items() const { return (batch.run.time * batch.run.batch + kTokensAnItem - 1) / kTokensAnItem; }
+
+  int64_t columns_floats() const {
+    return column_floats(kChunk, larger(batch.z.input, batch.z.hidden));
+  }
+  // From one token's left operand to the next's: room for a last tile's rows past the band, and an odd
+  // number of cache lines, so that a column of them does not fall into one set.
+  int64_t left_stride() const { return round_up(band + kRows, 16) / 16 / 2 * 32 + 16; }
+  int64_t bytes_an_item() const {
+    return (columns_floats() + kChunk * left_stride() + 2 * round_up(band, 16)) *
+           static_cast<int64_t>(sizeof(float));
+  }
+
+  static void weight_body(void* context, int64_t item) {
+    static_cast<const Products*>(context)->weights_item(item);
+  }
+  static void x_body(void* context, int64_t item) {
+    static_cast<const Products*>(context)->x_item(item);
+  }
+
+  // A band of rows of dL/dW (or dL/dU) = sum over tokens of dL/dz x^T (or h^T), and of dL/db.
+  void weights_item(int64_t item) const {
+    const Sizes& z = batch.z;
+    const int64_t d = item / (2 * bands), kind = item / bands % 2, first = item % bands * band;
+    const int64_t rows = smaller(band, z.gates * z.hidden - first), stride = left_stride();
+    const int64_t columns = kind == 0 ? z.input : z.hidden;
+    float* product = (kind == 0 ? out.d_input[d] : out.d_recurrent[d]) + first * columns;
+    const float* left = kind == 0 ? out.flow_preactivation : d_recurrent_z;
+
+    auto* right_panels = reinterpret_cast<float*>(scratch + item * scratch_bytes);
+    float* left_packed = right_panels + columns_floats();
+    float* bias = left_packed + kChunk * stride;        // (band) all tokens
+    float* bias_chunk = bias + round_up(band, 16);      // (band) this chunk's
+    const float* row_at[kChunk];
+
+    std::memset(product, 0, static_cast<size_t>(rows * columns) * sizeof(float));
+    std::memset(bias, 0, static_cast<size_t>(rows) * sizeof(float));
+    Patience patience{*batch.run.stop};
+    for (int64_t from = 0; from < tokens; from += kChunk) {
+      const int64_t depth = smaller(kChunk, tokens - from);
+      if (patience.over(depth * rows * columns)) return;
+      for (int64_t k = 0; k < depth; ++k)
+        row_at[k] = left + batch.gate(token_time[from + k], token_row[from + k], d) + first;
+      pack_left(left_packed, stride, row_at, depth, rows);
+      if (kind == 0 || z.cell == Cell::gru) {
+        std::memset(bias_chunk, 0, static_cast<size_t>(rows) * sizeof(float));
+        for (int64_t k = 0; k < depth; ++k)
+          for (int64_t j = 0; j < rows; ++j) bias_chunk[j] += left_packed[k * stride + j];
+        for (int64_t j = 0; j < rows; ++j) bias[j] += bias_chunk[j];
+      }
+      pack_right(right_panels, d, kind, from, depth, columns);
+      constexpr int64_t wide = kColumns * W;
+      for (int64_t p = 0; p * wide < columns; ++p)
+        for (int64_t j = 0; j < rows; j += kRows) {
+          const int64_t real = smaller(kRows, rows - j);
+          float* to = product + j * columns + p * wide;
+          tile<kRows, kColumns>(
+              depth, ByToken{left_packed + j, stride}, right_panels + p * kChunk * wide,
+              [](int, int) INLINE_LAMBDA { return Vec{}; },
+              [=](int r, int n, Vec sum) INLINE_LAMBDA {
+                const int64_t lanes = smaller(W, columns - p * wide - n * W);
+                if (r >= real || lanes <= 0) return;
+                float* at = to + r * columns + n * W;
+                store(at, load(at, lanes) + sum, lanes);
+              });
+        }
+    }
+    if (kind == 0)
+      std::memcpy(out.d_bias[d] + first, bias, static_cast<size_t>(rows) * sizeof(float));
+    else if (z.cell == Cell::gru)
+      for (int64_t j = larger(0, 2 * z.hidden - first); j < rows; ++j)
+        out.d_candidate_bias[d][first + j - 2 * z.hidden] = bias[j];
+  }
+
+  // The band's part of each token's row; 0 in the rows of a last tile that lie past the band.
+  static void pack_left(float* to, int64_t stride, const float* const* row_at, int64_t depth,
+                        int64_t rows) {
+    for (int64_t k = 0; k < depth; ++k) {
+      std::memcpy(to + k * stride, row_at[k], static_cast<size_t>(rows) * sizeof(float));
+      for (int r = 0; r < kRows; ++r) to[k * stride + rows + r] = 0.0f;
+    }
+  }
+
+  // What the weights multiplied: x, or h as it entered the step.
+  void pack_right(float* to, int64_t d, int64_t kind, int64_t from, int64_t depth,
+                  int64_t columns) const {
+    const Run& run = batch.run;
+    pack_columns(to, depth, kChunk, columns, [&](int64_t k) {
+      const int64_t t = token_time[from + k], b = token_row[from + k];
+      if (kind == 0) return run.x + (t * run.batch + b) * columns;
+      const int64_t s = d == 0 ? t : batch.length(b) - 1 - t;
+      return batch.entering(d, b, s, in.hidden, run.hidden, run.reset_hidden, packed.zeros);
+    });
+    if (kind == 0 || run.recurrent_mask == nullptr) return;
+    constexpr int64_t wide = kColumns * W;
+    for (int64_t k = 0; k < depth; ++k) {
+      const float* mask = run.recurrent_mask + batch.stated(d, token_row[from + k]);
+      for (int64_t j = 0; j < columns; ++j)
+        to[(j / wide * kChunk + k) * wide + j % wide] *= mask[j];
+    }
+  }
+
+  // dL/dx = dL/dz W over both directions at once; 0 for tokens past a sequence's end.
+  void x_item(int64_t item) const {
+    const Sizes& z = batch.z;
+    const int64_t depth = z.directions * z.gates * z.hidden, I = z.input;
+    const int64_t first = item * kTokensAnItem;
+    const int64_t last = smaller(first + kTokensAnItem, batch.run.time * batch.run.batch);
+    const float* rows[kTokensAnItem];
+    float* to[kTokensAnItem];
+    int64_t live = 0;
+    Patience patience{*batch.run.stop};
+    if (patience.over((last - first) * depth * I)) return;
+    for (int64_t token = first; token < last; ++token) {
+      const int64_t t = token / batch.run.batch, b = token % batch.run.batch;
+      if (t >= batch.length(b)) {
+        std::memset(out.d_x + token * I, 0, static_cast<size_t>(I) * sizeof(float));
+        continue;
+      }
+      rows[live] = out.flow_preactivation + batch.gate(t, b, 0);
+      to[live++] = out.d_x + token * I;
+    }
+    constexpr int64_t wide = kColumns * W;
+    for (int64_t p = 0; p * wide < I; ++p) {
+      const float* panel = packed.input_back + p * depth * wide;
+      over_rows(live, [&](auto height, int64_t r0) INLINE_LAMBDA {
+        constexpr int R = decltype(height)::value;
+        float* const* out_rows = to + r0;
+        tile<R, kColumns>(
+            depth, ByRow{rows + r0}, panel, [](int, int) INLINE_LAMBDA { return Vec{}; },
+            [=](int r, int n, Vec sum) INLINE_LAMBDA {
+              const int64_t column = p * wide + n * W, lanes = smaller(W, I - column);
+              if (lanes > 0) store(out_rows[r] + column, sum, lanes);
+            });
+      });
+    }
+  }
+};
+
+}  // namespace
+}  // namespace unspool
