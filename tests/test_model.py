@@ -365,7 +365,9 @@ def test_tensors_that_do_not_fit_are_named(
     name, change = WRONG_TENSORS[fault]
     tensors = files.unpack(whole[files.WEIGHTS], "weights")
     change(tensors)
-    config = config_text(built.model.description, tensors, "0")  # its digests are those of the tensors
+    config = config_text(
+        built.model.description.as_config(), tensors, "0"
+    )  # its digests are those of the tensors
     reseal(folder, CONFIG, config)
     reseal(folder, files.WEIGHTS, files.pack(tensors))
     message = refusal(folder)

@@ -21,7 +21,7 @@ BLOCKS = re.findall(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with my.tsv, dev.tsv, test.tsv, and a run in runs/demo."""
+    """A folder with my.tsv, dev.tsv, test.tsv, names.tsv, and a run in runs/demo."""
     folder = tmp_path_factory.mktemp("readme")
     chosen = random.Random(0)
     good, bad = ["moving", "funny", "warm", "exciting"], ["dull", "flat", "tired", "empty"]
@@ -31,6 +31,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             label, words = ("fresh", good) if i % 2 else ("rotten", bad)
             lines.append(f"the movie {i} was {chosen.choice(words)} and {chosen.choice(words)}\t{label}")
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    places = ("Rome", "San Marino", "New York")
+    lines = []
+    for i in range(120):
+        first, *rest = chosen.choice(places).split()
+        lines += [f"seen{i}\tO", "in\tO", f"{first}\tB-LOC", *[f"{word}\tI-LOC" for word in rest], ""]
+    (folder / "names.tsv").write_text("\n".join(lines) + "\n")
     run(folder, "unspool train sentiment --train my.tsv --dev dev.tsv --output runs/demo")
     return folder
 

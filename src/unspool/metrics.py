@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from unspool.data import schemes
 from unspool.errors import InputError
 
 
@@ -80,10 +81,15 @@ class Accuracy:
     low: float
     high: float
     examples: int
+    unit: str = "texts"
 
     @classmethod
-    def of(cls, predicted: Sequence[str | None], gold: Sequence[str]) -> "Accuracy":
+    def of(cls, predicted: Sequence[str | None], gold: Sequence[str], *, unit: str = "texts") -> "Accuracy":
         """Count the predictions that equal the gold label; a prediction of None is wrong.
+
+        Args:
+            predicted, gold: (N,) labels.
+            unit: what an example is called: texts, words.
 
         Raises:
             InputError: the lists differ in length, or are empty.
@@ -92,9 +98,96 @@ class Accuracy:
             ["" if label is None else f"={label}" for label in predicted], [f"={g}" for g in gold]
         )
         low, high = wilson(round(value * len(gold)), len(gold))
-        return cls(value, low, high, len(gold))
+        return cls(value, low, high, len(gold), unit)
 
     @property
     def interval_text(self) -> str:
         """The interval in words."""
         return f"95 % interval {self.low:.4f} to {self.high:.4f}"
+
+    @property
+    def in_words(self) -> str:
+        """All of it, for people."""
+        return (
+            f"accuracy {self.value:.1%} (95 % interval {self.low:.1%} to {self.high:.1%}, "
+            f"{self.examples:,} {self.unit})"
+        )
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return {
+            "metric": "accuracy",
+            "value": self.value,
+            "interval": [self.low, self.high],
+            "examples": self.examples,
+        }
+
+
+@dataclass(frozen=True)
+class SpanScore:
+    """Precision, recall and F1 of labelled spans, exact matches of kind and borders alone.
+
+        precision = right / found      recall = right / gold      F1 = 2 right / (found + gold)
+
+    Source: the scorer of CoNLL-2000 (Tjong Kim Sang and Buchholz 2000).
+    """
+
+    right: int
+    found: int
+    gold: int
+
+    @property
+    def precision(self) -> float:
+        """The share of the spans found that are right; 0 where none were found."""
+        return self.right / self.found if self.found else 0.0
+
+    @property
+    def recall(self) -> float:
+        """The share of the gold spans that were found; 0 where there are none."""
+        return self.right / self.gold if self.gold else 0.0
+
+    @property
+    def value(self) -> float:
+        """F1, the harmonic mean of precision and recall; 0 where there are no spans at all."""
+        return 2 * self.right / (self.found + self.gold) if self.found + self.gold else 0.0
+
+    @property
+    def in_words(self) -> str:
+        """All of it, for people."""
+        return (
+            f"F1 {self.value:.2%} (precision {self.precision:.2%}, recall {self.recall:.2%}, "
+            f"{self.gold:,} gold spans, {self.found:,} found)"
+        )
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return {
+            "metric": "f1",
+            "value": self.value,
+            "precision": self.precision,
+            "recall": self.recall,
+            "right": self.right,
+            "found": self.found,
+            "gold": self.gold,
+        }
+
+    @classmethod
+    def of(cls, predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> "SpanScore":
+        """Compare the labels of sentences.
+
+        Raises:
+            InputError: the sentences differ in number or length, or there are none.
+        """
+        if not gold or [len(labels) for labels in predicted] != [len(labels) for labels in gold]:
+            raise InputError(
+                f"one label a word is needed, predicted and gold.\n"
+                f"  Received: {len(predicted)} and {len(gold)} sentences, or sentences of other lengths.\n"
+                f"  Fix: pass the labels of the same sentences, one or more."
+            )
+        right = found = total = 0
+        for mine, theirs in zip(predicted, gold, strict=True):
+            a, b = set(schemes.spans(mine)), set(schemes.spans(theirs))
+            right, found, total = right + len(a & b), found + len(a), total + len(b)
+        return cls(right, found, total)

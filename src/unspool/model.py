@@ -13,9 +13,10 @@ Knows no training, no torch and no drawing; what happens inside a run is recorde
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,7 @@ _MOST = {
     "max_length": 1_000_000_000,
 }
 
+D = TypeVar("D")
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -79,7 +81,7 @@ class Description:
             raise ConfigError(
                 f"pooling should be one of {', '.join(POOLINGS)}.\n  Received: {self.pooling!r:.60}."
             )
-        sound = all(map(_printable, self.labels)) and len(set(self.labels)) == len(self.labels)
+        sound = all(map(printable, self.labels)) and len(set(self.labels)) == len(self.labels)
         if not sound or len(self.labels) < 2:
             raise ConfigError(
                 f"labels should be two or more different names.\n  Received: {list(self.labels)!r:.200}."
@@ -96,7 +98,7 @@ class Description:
 
     def as_config(self) -> dict[str, Any]:
         """The description as it stands in config.json."""
-        return {**dataclasses.asdict(self), "cell": self.cell.value, "labels": list(self.labels)}
+        return as_config(self)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -105,24 +107,7 @@ class Description:
         Raises:
             ConfigError: a field is absent, unknown, of another type, or out of range.
         """
-        fields = {field.name: field.type for field in dataclasses.fields(cls)}
-        if set(config) != set(fields):
-            raise ConfigError(
-                f"the network's description has other fields than it should.\n"
-                f"  Received: {', '.join(sorted(config)):.300}.\n  Expected: {', '.join(sorted(fields))}."
-            )
-        for name, kind in fields.items():
-            wanted: Any = {"cell": str, "labels": list}.get(name, kind)
-            if type(config[name]) is not wanted:
-                raise ConfigError(
-                    f"{name} should be of type {wanted.__name__}.\n  Received: {config[name]!r:.200}."
-                )
-        cells = [cell.value for cell in Cell]
-        if config["cell"] not in cells:
-            raise ConfigError(
-                f"cell should be one of {', '.join(cells)}.\n  Received: {config['cell']!r:.60}."
-            )
-        return cls(**{**config, "cell": Cell(config["cell"]), "labels": tuple(config["labels"])})
+        return described(cls, config)
 
 
 class Encoded(NamedTuple):
@@ -162,7 +147,7 @@ class Model:
             InputError: a tensor is absent, too many, of another shape or dtype.
         """
         expected = shapes(description, len(vocabulary))
-        _check_tensors(expected, tensors)
+        check_tensors(expected, tensors)
         self.description = description
         self.vocabulary = vocabulary
         self.embedding: Floats = tensors["embedding.weight"]
@@ -170,7 +155,10 @@ class Model:
         self.class_bias: Floats = tensors["classifier.bias"]  # (C,)
         self.kernels: Kernels = choose("float32") if kernels == "auto" else load(kernels)
         self.layers = [
-            self.kernels.prepare(description.cell, _layer_weights(description, tensors, k))
+            self.kernels.prepare(
+                description.cell,
+                layer_weights(description.cell, description.directions, tensors, f"layers.{k}."),
+            )
             for k in range(description.num_layers)
         ]
 
@@ -183,7 +171,9 @@ class Model:
         """
         parts = files.read_folder(folder)
         config, table, weights = (Path(folder) / name for name in (CONFIG, VOCABULARY, files.WEIGHTS))
-        description, digests = _read_config(files.part(parts, CONFIG, folder), str(config))
+        description, digests = read_config(
+            files.part(parts, CONFIG, folder), str(config), Description.from_config
+        )
         vocabulary = Vocabulary.from_bytes(files.part(parts, VOCABULARY, folder), str(table))
         tensors = files.unpack(files.part(parts, files.WEIGHTS, folder), str(weights), digests)
         try:
@@ -299,32 +289,89 @@ class Model:
         return answers
 
 
+def task_of(folder: str | os.PathLike[str]) -> str:
+    """Say what a model folder is for, such as "sentiment"; "" where its config.json does not say.
+
+    Verifies nothing: whoever loads the folder does.
+    """
+    try:
+        config = files.parse_json((Path(folder) / CONFIG).read_bytes(), CONFIG)
+        return str(config["network"]["task"])
+    except (OSError, ModelFileError, KeyError, TypeError):
+        return ""
+
+
+def described(cls: type[D], config: Mapping[str, Any]) -> D:
+    """Build a frozen dataclass of plain fields, a `Cell` and tuples of names from what a config.json holds.
+
+    Raises:
+        ConfigError: a field is absent, unknown, of another type, or out of range.
+    """
+    fields = typing.get_type_hints(cls)
+    if set(config) != set(fields):
+        raise ConfigError(
+            f"the network's description has other fields than it should.\n"
+            f"  Received: {', '.join(sorted(config)):.300}.\n  Expected: {', '.join(sorted(fields))}."
+        )
+    values: dict[str, Any] = {}
+    for name, kind in fields.items():
+        value = config[name]
+        wanted: Any = str if kind is Cell else list if typing.get_origin(kind) is tuple else kind
+        if type(value) is not wanted:
+            raise ConfigError(f"{name} should be of type {wanted.__name__}.\n  Received: {value!r:.200}.")
+        if kind is Cell and value not in [cell.value for cell in Cell]:
+            raise ConfigError(
+                f"{name} should be one of {', '.join(cell.value for cell in Cell)}.\n"
+                f"  Received: {value!r:.60}."
+            )
+        values[name] = Cell(value) if kind is Cell else tuple(value) if wanted is list else value
+    return cls(**values)
+
+
+def as_config(description: Any) -> dict[str, Any]:
+    """The opposite of `described`: a description as it stands in config.json."""
+    values = {field.name: getattr(description, field.name) for field in dataclasses.fields(description)}
+    return {
+        name: value.value if isinstance(value, Cell) else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+    }
+
+
 def shapes(description: Description, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter, by torch's key."""
     d = description
-    rows = len(d.cell.gates) * d.hidden_size
     expected: dict[str, tuple[int, ...]] = {"embedding.weight": (vocabulary_size, d.embedding_size)}
     for k in range(d.num_layers):
         width = d.embedding_size if k == 0 else d.hidden_size * d.directions
-        for suffix in ("_l0", "_l0_reverse")[: d.directions]:
-            expected |= {
-                f"layers.{k}.weight_ih{suffix}": (rows, width),
-                f"layers.{k}.weight_hh{suffix}": (rows, d.hidden_size),
-                f"layers.{k}.bias_ih{suffix}": (rows,),
-                f"layers.{k}.bias_hh{suffix}": (rows,),
-            }
+        expected |= layer_shapes(d.cell, d.directions, width, d.hidden_size, f"layers.{k}.")
     classes = len(d.labels)
     return {**expected, "classifier.weight": (classes, d.pooled_size), "classifier.bias": (classes,)}
 
 
-def config_text(description: Description, tensors: Mapping[str, NDArray[Any]], version: str) -> bytes:
-    """The config.json of a model folder."""
+def layer_shapes(
+    cell: Cell, directions: int, input_size: int, hidden_size: int, prefix: str
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a layer, by torch's key behind a prefix."""
+    rows = len(cell.gates) * hidden_size
+    expected: dict[str, tuple[int, ...]] = {}
+    for suffix in ("_l0", "_l0_reverse")[:directions]:
+        expected |= {
+            f"{prefix}weight_ih{suffix}": (rows, input_size),
+            f"{prefix}weight_hh{suffix}": (rows, hidden_size),
+            f"{prefix}bias_ih{suffix}": (rows,),
+            f"{prefix}bias_hh{suffix}": (rows,),
+        }
+    return expected
+
+
+def config_text(network: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], version: str) -> bytes:
+    """The config.json of a model folder; `network` is what `as_config` gives."""
     return files.json_text(
         {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "unspool_version": version,
-            "network": description.as_config(),
+            "network": dict(network),
             "tensor_sha256": files.tensor_digests(tensors),
         }
     )
@@ -372,7 +419,7 @@ def softmax(logits: Floats) -> Floats:
     return e / e.sum(1, keepdims=True)  # type: ignore[no-any-return]
 
 
-def _printable(label: str) -> bool:
+def printable(label: str) -> bool:
     """Whether a label is text, not empty, that UTF-8 can hold."""
     try:
         return bool(label.encode())
@@ -380,8 +427,14 @@ def _printable(label: str) -> bool:
         return False
 
 
-def _read_config(data: bytes, where: str) -> tuple[Description, Mapping[str, str]]:
-    """Read what `config_text` wrote: the description, and each tensor's digest."""
+def read_config(
+    data: bytes, where: str, describe: Callable[[Mapping[str, Any]], D]
+) -> tuple[D, Mapping[str, str]]:
+    """Read what `config_text` wrote: the network's description, and each tensor's digest.
+
+    Raises:
+        ModelFileError: another format, or `describe` refuses the network with a ConfigError.
+    """
     config = files.parse_json(data, where)
     version = config.get("format_version")
     if config.get("format") != FORMAT or version != FORMAT_VERSION:
@@ -399,7 +452,7 @@ def _read_config(data: bytes, where: str) -> tuple[Description, Mapping[str, str
                 f"its fields should be {', '.join(sorted(_CONFIG_FIELDS))}; "
                 f"of these, network and tensor_sha256 are objects."
             )
-        return Description.from_config(network), digests
+        return describe(network), digests
     except ConfigError as error:
         raise ModelFileError(
             f"{where} does not describe a network.\n  Received: {error}\n"
@@ -417,25 +470,28 @@ def _check_texts(texts: Sequence[str]) -> None:
         )
 
 
-def _layer_weights(description: Description, tensors: Mapping[str, NDArray[Any]], k: int) -> list[Weights]:
-    """Layer k's weights as the kernels take them, from torch's keys."""
+def layer_weights(
+    cell: Cell, directions: int, tensors: Mapping[str, NDArray[Any]], prefix: str
+) -> list[Weights]:
+    """A layer's weights as the kernels take them, from torch's keys behind a prefix: `layers.0.`."""
     made = []
-    hidden = description.hidden_size
-    for suffix in ("_l0", "_l0_reverse")[: description.directions]:
+    for suffix in ("_l0", "_l0_reverse")[:directions]:
         w_ih, w_hh, b_ih, b_hh = (
-            tensors[f"layers.{k}.{name}{suffix}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            tensors[f"{prefix}{name}{suffix}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        if description.cell is Cell.GRU:
+        if cell is Cell.GRU:
             # The candidate's recurrent bias stands inside the reset gate's product.
+            gated = 2 * w_hh.shape[1]
             bias = b_ih.copy()
-            bias[: 2 * hidden] += b_hh[: 2 * hidden]
-            made.append(Weights(w_ih, w_hh, bias, b_hh[2 * hidden :]))
+            bias[:gated] += b_hh[:gated]
+            made.append(Weights(w_ih, w_hh, bias, b_hh[gated:]))
         else:
             made.append(Weights(w_ih, w_hh, b_ih + b_hh))
     return made
 
 
-def _check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, NDArray[Any]]) -> None:
+def check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse tensors that are not those of the network described: InputError."""
     if set(tensors) != set(expected):
         missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
         raise InputError(

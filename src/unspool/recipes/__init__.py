@@ -5,7 +5,7 @@ from types import ModuleType
 
 from unspool.errors import ConfigError, MissingExtra
 
-NAMES = ("sentiment",)
+NAMES = ("sentiment", "tagging")
 
 
 def load(name: str) -> ModuleType:

@@ -427,6 +427,23 @@ class Outcome:
     part: str  # what was measured: test, or dev where there is no test part
     measured: Accuracy
 
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        where = {"folder": str(self.folder), "dev_accuracy": self.dev_accuracy, "part": self.part}
+        return {**where, **self.measured.as_json}
+
+    def in_words(self) -> str:
+        """What was measured, for people."""
+        return f"{self.part} {self.measured.in_words}"
+
+    def next_commands(self, best: str) -> tuple[str, ...]:
+        """What to type next; `best` is the model's folder, quoted."""
+        return (
+            f'unspool predict {best} "a quietly moving film"',
+            f'unspool inspect {best} "The movie was terribly exciting!" -o gates.html',
+            f"unspool eval {best} --json",
+        )
+
 
 def train(config: Config, options: training.Options, output: Path) -> Outcome | None:
     """Train, keep the best epoch by the dev part, and measure it once on the test part.
@@ -522,7 +539,7 @@ def folder_parts(
     tensors = training.weights(network)
     measured = "" if dev is None else f"{dev.metric:.4f}"
     return {
-        serving.CONFIG: serving.config_text(description, tensors, __version__),
+        serving.CONFIG: serving.config_text(description.as_config(), tensors, __version__),
         serving.VOCABULARY: vocabulary.to_bytes(),
         files.WEIGHTS: files.pack(tensors),
         serving.CARD: card(description, config, options, measured).encode(),

@@ -26,12 +26,14 @@ from cyclopts import App, Parameter
 
 import unspool
 from unspool import files, introspect, recipes
+from unspool.cli import tagging
 from unspool.data import readers, sources
 from unspool.data.benchmarks import benchmark
 from unspool.errors import ConfigError, DataError, InputError, TrainingError, UnspoolError
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy
-from unspool.model import Model
+from unspool.model import Model, task_of
+from unspool.tagger import TASK as TAGGING
 
 FAILED, USAGE, CHECK, INTERRUPTED = 1, 2, 3, 130
 
@@ -53,9 +55,8 @@ app = App(
     ),
 )
 _train = App(name="train", help="Train a recipe on a benchmark or on your own files.")
-_sentiment = App(
-    name="sentiment",
-    help="""Train a classifier of sentences.
+_HELP = {
+    "sentiment": """Train a classifier of sentences.
 
     unspool train sentiment -o runs/demo
     unspool train sentiment --train my.tsv --dev dev.tsv --cell gru -o runs/mine
@@ -63,10 +64,21 @@ _sentiment = App(
 
     --config FILE takes the options from a run's config.toml; those on the command line win.
     """,
-)
+    "tagging": """Train a tagger: a label for every word of a sentence.
+
+    unspool train tagging -o runs/tags
+    unspool train tagging --train my.conllu --dev dev.conllu --column xpos -o runs/mine
+    unspool train tagging --train names.tsv -o runs/names
+
+    Files are CoNLL-U (.conllu) or columns: a word and its label a line, a blank line between sentences.
+    --config FILE takes the options from a run's config.toml; those on the command line win.
+    """,
+}
+_recipes = {name: App(name=name, help=text) for name, text in _HELP.items()}
 _data = App(name="data", help="List, fetch and check the data that recipes train on.")
 app.command(_train)
-_train.command(_sentiment)
+for _recipe in _recipes.values():
+    _train.command(_recipe)
 app.command(_data)
 
 Folder = Annotated[Path, Parameter(name="MODEL")]
@@ -87,23 +99,25 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Measure a model's accuracy on labelled texts.
+    """Measure a model on labelled texts, or on sentences of labelled words.
 
     unspool eval runs/demo/best
     unspool eval runs/demo/best --data my.tsv --json --min 0.8
+    unspool eval runs/tags/best --data test.conllu
 
     Parameters
     ----------
     model
         A model folder, such as RUN/best.
     data
-        A TSV, CSV or JSONL file of texts and labels.  Without it: what the run was measured on.
+        Texts and labels as TSV, CSV or JSONL, for a tagger CoNLL-U or columns.  Without it: what the run
+        was measured on.
     text_column
         The column that holds the text.
     label_column
         The column that holds the label.
     minimum
-        Exit with 3 if the accuracy is lower, 0 to 1.
+        Exit with 3 if the score is lower, 0 to 1.
     json
         Print one JSON object.
     quiet
@@ -111,6 +125,13 @@ def evaluate(
     """
     if minimum is not None and not 0 <= minimum <= 1:
         raise ConfigError(f"--min should lie between 0 and 1.\n  Received: {minimum}.")
+    if task_of(model) == TAGGING:
+        found, sha = tagging.evaluate(model, data, quiet=quiet), files.digest(model)
+        if json:
+            _print_json({**found.as_json, "model_sha256": sha})
+        else:
+            _print(found.in_words)
+        return _check(tagging.name(found), found.value, minimum)
     loaded = Model.load(model)
     labels = loaded.description.labels
     if data is not None:
@@ -122,19 +143,15 @@ def evaluate(
     answers = loaded.predict([example.text for example in examples])
     measured = Accuracy.of([answer["label"] for answer in answers], [e.label for e in examples])
     if json:
-        _print_json(
-            {
-                "metric": "accuracy",
-                "value": measured.value,
-                "interval": [measured.low, measured.high],
-                "examples": measured.examples,
-                "model_sha256": files.digest(model),
-            }
-        )
+        _print_json({**measured.as_json, "model_sha256": files.digest(model)})
     else:
-        _print(_in_words(measured))
-    if minimum is not None and measured.value < minimum:
-        _say(f"the accuracy {measured.value:.4f} is below the minimum {minimum:g}")
+        _print(measured.in_words)
+    return _check("accuracy", measured.value, minimum)
+
+
+def _check(metric: str, value: float, minimum: float | None) -> int:
+    if minimum is not None and value < minimum:
+        _say(f"the {metric} {value:.4f} is below the minimum {minimum:g}")
         return CHECK
     return 0
 
@@ -146,22 +163,29 @@ def predict(
     *texts: str,
     quiet: Quiet = False,
 ) -> int:
-    """Label texts: one JSON line a text.
+    """Label texts: one JSON line a text.  A tagger: the sentences with their labels, as its files have them.
 
     unspool predict runs/demo/best "a quietly moving film"
     unspool predict runs/demo/best < lines.txt
+    unspool predict runs/tags/best < plain.conllu > tagged.conllu
 
     Parameters
     ----------
     model
         A model folder, such as RUN/best.
     texts
-        The texts; one that begins with a dash goes after `--`.  Without any, each line of stdin is one.
+        The texts; one that begins with a dash goes after `--`.  Without any, each line of stdin is one;
+        a tagger reads CoNLL-U or columns there, and here words between spaces.
     quiet
         Do not say that texts are awaited from the keyboard.
     """
     for text in texts:
         _check_argument(text)
+    if task_of(model) == TAGGING:
+        for text in tagging.predict(model, texts, sys.stdin.buffer):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        return 0
     loaded = Model.load(model)
     if not texts and sys.stdin.isatty() and not quiet:
         _say("reading texts from the keyboard, one a line; end with Ctrl-D")
@@ -211,6 +235,16 @@ def inspect(
             f"what to write cannot be told from the name {output}.\n"
             f"  Fix: end it in .html, .png or .safetensors."
         )
+    if task_of(model) == TAGGING:
+        if output is not None:
+            raise ConfigError(
+                "inspect writes no file for a tagger yet.\n  Fix: leave --output out; --json prints all."
+            )
+        if json:
+            _print_json(tagging.inspection(model, text))
+        else:
+            _print(tagging.table(model, text))
+        return 0
     loaded = Model.load(model)
     recording = introspect.record(loaded, text)
     moved = introspect.contributions(loaded, text)
@@ -329,11 +363,11 @@ def info(*, json: Json = False) -> int:
     return 0
 
 
-def _load_sentiment() -> None:
-    """Give `train sentiment` its options; only when it is asked for, since they come from the recipe."""
-    if _sentiment.default_command is not None:
+def _load_recipe(name: str) -> None:
+    """Give `train NAME` its options; only when it is asked for, since they come from the recipe."""
+    if _recipes[name].default_command is not None:
         return
-    recipe = recipes.load("sentiment")
+    recipe = recipes.load(name)
     Config, Options = recipe.Config, recipe.Options
     config_options = Parameter(name="*", group="Model and data")
     loop_options = Parameter(
@@ -343,8 +377,8 @@ def _load_sentiment() -> None:
         short_alias=lambda field, taken: "-q" if field.name == "quiet" else None,
     )
 
-    @_sentiment.default
-    def sentiment(
+    @_recipes[name].default
+    def train(
         *,
         config: Annotated[Config | None, config_options] = None,  # type: ignore[valid-type]
         options: Annotated[Options | None, loop_options] = None,  # type: ignore[valid-type]
@@ -357,7 +391,7 @@ def _load_sentiment() -> None:
         Parameters
         ----------
         output
-            The run folder; without it runs/sentiment and the time.
+            The run folder; without it runs/, the task and the time.
         json
             Print the outcome as one JSON object.
         dry_run
@@ -365,7 +399,7 @@ def _load_sentiment() -> None:
         """
         what: Any = config or Config()
         how: Any = options or Options()
-        folder = output or Path("runs") / time.strftime("sentiment-%Y-%m-%d-%H%M%S")
+        folder = output or Path("runs") / time.strftime(f"{name}-%Y-%m-%d-%H%M%S")
         if dry_run:
             recipe.read(what, quiet=how.quiet)
             _print(files.toml_text(recipe.resolved(what, how)).rstrip())
@@ -373,27 +407,14 @@ def _load_sentiment() -> None:
         outcome = recipe.train(what, how, folder)
         if outcome is None:
             return 0
-        measured: Accuracy = outcome.measured
         if json:
-            _print_json(
-                {
-                    "folder": str(outcome.folder),
-                    "dev_accuracy": outcome.dev_accuracy,
-                    "part": outcome.part,
-                    "metric": "accuracy",
-                    "value": measured.value,
-                    "interval": [measured.low, measured.high],
-                    "examples": measured.examples,
-                }
-            )
+            _print_json(outcome.as_json())
         else:
-            _print(f"{outcome.part} {_in_words(measured)}")
+            _print(outcome.in_words())
         if not how.quiet:
-            best = shlex.quote(str(outcome.best))
             _say("next:")
-            _say(f'  unspool predict {best} "a quietly moving film"')
-            _say(f'  unspool inspect {best} "The movie was terribly exciting!" -o gates.html')
-            _say(f"  unspool eval {best} --json")
+            for command in outcome.next_commands(shlex.quote(str(outcome.best))):
+                _say(f"  {command}")
         return 0
 
 
@@ -408,8 +429,8 @@ def _run(tokens: list[str]) -> int:
     try:
         if tokens[:1] == ["train"]:
             tokens, origin = _with_config_file(tokens)
-            if tokens[1:2] == ["sentiment"]:
-                _load_sentiment()
+            if tokens[1:2] and tokens[1] in _recipes:
+                _load_recipe(tokens[1])
         code: Any = app(tokens, exit_on_error=False, print_error=False)
         # Here, and not when Python ends, so that a full disk or a closed pipe is noticed below.
         sys.stdout.flush()
@@ -603,13 +624,6 @@ def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
             batch = []
     if batch:
         yield batch
-
-
-def _in_words(measured: Accuracy) -> str:
-    return (
-        f"accuracy {measured.value:.1%} (95 % interval {measured.low:.1%} to {measured.high:.1%}, "
-        f"{measured.examples:,} texts)"
-    )
 
 
 def _rounded(values: Iterable[Any]) -> list[float]:

@@ -1,0 +1,109 @@
+"""The benchmarks whose words carry labels, by name: which sources each needs, and what is its column."""
+
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from unspool.data import conll
+from unspool.data.conll import Format, Sentence
+from unspool.data.sources import fetch
+from unspool.errors import ConfigError, DataError
+
+_SPLIT_SEED = 0  # which sentences are held out; the same for every run, so that runs compare
+
+
+class Parts(NamedTuple):
+    """The three parts of a benchmark."""
+
+    train: list[Sentence]
+    dev: list[Sentence]
+    test: list[Sentence]
+
+
+class Benchmark(NamedTuple):
+    """Where a benchmark's parts come from."""
+
+    format: Format
+    sources: tuple[str, ...]
+    parts: Callable[[list[Path], str], Parts]
+
+
+def hold_out(sentences: Sequence[Sentence]) -> tuple[list[Sentence], list[Sentence]]:
+    """Part a tenth of the sentences from the others; the same tenth at every call.
+
+    Raises:
+        DataError: fewer than ten sentences.
+    """
+    if len(sentences) < 10:
+        raise DataError(
+            f"a tenth cannot be held out of {len(sentences)} sentences.\n"
+            f"  Fix: give more sentences, or a dev file with --dev."
+        )
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(sentences))
+    out = set(order[: len(sentences) // 10].tolist())
+    kept = [sentence for at, sentence in enumerate(sentences) if at not in out]
+    return kept, [sentence for at, sentence in enumerate(sentences) if at in out]
+
+
+def _three_files(paths: list[Path], column: str) -> Parts:
+    return Parts(*(conll.read(path, column=column) for path in paths))
+
+
+def _unsplit(paths: list[Path], column: str) -> Parts:
+    """One file without parts: a tenth is test, and of the others a tenth dev."""
+    rest, test = hold_out(conll.read(paths[0], column=column))
+    train, dev = hold_out(rest)
+    return Parts(train, dev, test)
+
+
+def _conll2000(paths: list[Path], column: str) -> Parts:
+    """train.txt and test.txt of the archive; a tenth of train is dev."""
+    parts = []
+    with zipfile.ZipFile(paths[0]) as archive:
+        for name in ("train", "test"):
+            with archive.open(f"conll2000/{name}.txt") as file:
+                parts.append(list(conll.sentences(file, f"{paths[0]}/{name}.txt", "columns")))
+    train, dev = hold_out(parts[0])
+    return Parts(train, dev, parts[1])
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "turkish-web": Benchmark("conllu", ("turkish-web",), _unsplit),
+    "turkish-wiki": Benchmark("conllu", ("turkish-wiki",), _unsplit),
+    "ewt": Benchmark("conllu", ("ewt-train", "ewt-dev", "ewt-test"), _three_files),
+    "conll2000": Benchmark("columns", ("conll2000",), _conll2000),
+    "wnut17": Benchmark("columns", ("wnut17-train", "wnut17-dev", "wnut17-test"), _three_files),
+}
+
+
+def benchmark(
+    name: str,
+    *,
+    column: str = "upos",
+    data_dir: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+) -> Parts:
+    """Fetch and read a benchmark's three parts.
+
+    Args:
+        name: turkish-web, turkish-wiki, ewt, conll2000 or wnut17.
+        column: which column of CoNLL-U holds the labels; the other benchmarks have one.
+        data_dir: the data folder.  None: the variable UNSPOOL_DATA, if it is set.
+        quiet: write no progress to stderr.
+
+    Raises:
+        ConfigError: the name is unknown.
+        SourceError: a file cannot be had.
+        DataError: a file is not what it should be.
+    """
+    if name not in BENCHMARKS:
+        raise ConfigError(
+            f"there is no tagged benchmark {name!r}.\n  Fix: use one of {', '.join(BENCHMARKS)}, "
+            f"or your own files with --train and --dev."
+        )
+    found = BENCHMARKS[name]
+    return found.parts([fetch(source, data_dir=data_dir, quiet=quiet) for source in found.sources], column)

@@ -1,0 +1,79 @@
+"""The verbs on a tagger, each in a process of its own: what goes in comes out in its order with labels."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import unspool
+
+SRC = Path(unspool.__file__).parent.parent
+SENTENCE = "# {n}\n1\tthe\t_\tDET\t_\t_\t2\tdet\t_\t_\n2\tcat\t_\tNOUN\t_\t_\t0\troot\t_\tX=1\n\n"
+SMALL = [
+    *("--hidden-size", "16", "--word-size", "8", "--letter-size", "8"),
+    *("--letter-hidden-size", "8", "--min-count", "1"),
+]
+
+
+def unspooled(*words: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "unspool", *map(str, words)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tags")
+    (folder / "train.conllu").write_text("".join(SENTENCE.format(n=n) for n in range(40)))
+    done = unspooled(
+        "train", "tagging", "--train", folder / "train.conllu", *SMALL, "--epochs", "3", "--learning-rate",
+        "0.02", "--warmup-steps", "0", "-o", folder / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "dev accuracy 100.0% (95 % interval 67.6% to 100.0%, 8 words)\n"
+    assert "unspool predict" in done.stderr
+    return folder / "run"
+
+
+def test_what_comes_in_on_stdin_goes_out_with_other_labels_alone(run: Path) -> None:
+    plain = "".join(SENTENCE.format(n=n) for n in range(300)).replace("DET", "_").replace("NOUN", "_")
+    done = unspooled("predict", run / "best", stdin=plain)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "".join(SENTENCE.format(n=n) for n in range(300))
+
+
+def test_words_given_as_a_text_come_back_with_labels(run: Path) -> None:
+    done = unspooled("predict", run / "best", "the cat", "cat")
+    assert done.stdout == "the\tDET\ncat\tNOUN\n\ncat\tNOUN\n\n"
+
+
+def test_a_tagger_is_measured_on_its_own_part_or_a_file(run: Path, tmp_path: Path) -> None:
+    found = json.loads(unspooled("eval", run / "best", "--json").stdout)
+    assert (found["metric"], found["value"], found["examples"]) == ("accuracy", 1.0, 8)
+    (tmp_path / "t.conllu").write_text(SENTENCE.replace("NOUN", "VERB"))
+    done = unspooled("eval", run / "best", "--data", tmp_path / "t.conllu", "--min", "0.9")
+    assert done.returncode == 3
+    assert "accuracy 50.0%" in done.stdout
+
+
+def test_inspect_says_how_sure_the_tagger_is(run: Path) -> None:
+    found = json.loads(unspooled("inspect", run / "best", "the dog", "--json").stdout)
+    assert found["labels"] == ["DET", "NOUN"]
+    assert found["known"] == [True, False]
+    assert max(found["likely"][0].values()) == found["likely"][0]["DET"]
+    assert "dog*" in unspooled("inspect", run / "best", "the dog").stdout
+
+
+def test_a_bad_line_is_said_with_its_number(run: Path) -> None:
+    done = unspooled("predict", run / "best", stdin="1\tthe\n\n")
+    assert done.returncode == 1
+    assert "stdin:1: there are 2 columns" in done.stderr
+    assert done.stdout == ""
