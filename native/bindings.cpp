@@ -87,7 +87,8 @@ class Layer {
     engine_ = choose_engine(isa.c_str());
     if (engine_ == nullptr) throw std::invalid_argument("no engine named " + isa + " runs here");
     static constexpr int64_t gates[] = {1, 1, 4, 3};
-    if (cell < 0 || cell > 3 || input < 1 || hidden < 1)
+    constexpr int64_t most = int64_t{1} << 30;  // so that no product of sizes overflows
+    if (cell < 0 || cell > 3 || input < 1 || hidden < 1 || input > most || hidden > most)
       throw std::invalid_argument("cell or sizes out of range");
     const int64_t G = gates[cell];
     const size_t parts = cell == static_cast<int>(Cell::gru) ? 4 : 3;
@@ -165,7 +166,7 @@ class Layer {
     require(final_cell, lstm, it.stated, "final cell");
     const Forward out{out_hidden.data(),   pointer(gates),      pointer(out_cell),
                       pointer(recurrent_candidate), final_hidden.data(), pointer(final_cell)};
-    run(it.run, [&](const Run& run) { return engine_->forward(*packed_, run, out, threads); });
+    run(it.run, threads, [&](const Run& run) { return engine_->forward(*packed_, run, out, threads); });
   }
 
   void backward(const In& x, const std::optional<In>& hidden, const std::optional<In>& cell,
@@ -222,12 +223,13 @@ class Layer {
     out.flow_hidden = flow[0].data();
     out.flow_preactivation = flow[1].data();
     out.flow_cell = lstm ? flow[2].data() : nullptr;
-    run(it.run, [&](const Run& run) { return engine_->backward(*packed_, run, in, out, threads); });
+    run(it.run, threads, [&](const Run& run) { return engine_->backward(*packed_, run, in, out, threads); });
   }
 
  private:
   template <class Call>
-  static void run(Run run, Call call) {
+  static void run(Run run, int threads, Call call) {
+    if (threads < 1) throw std::invalid_argument("a thread is needed");
     Interruptible stop;
     run.stop = &stop;
     bool done;
@@ -274,6 +276,7 @@ class Stream {
     if (static_cast<int64_t>(x.shape(0)) != count || static_cast<int64_t>(x.shape(1)) != input_ ||
         static_cast<int64_t>(out.shape(0)) != count || static_cast<int64_t>(out.shape(1)) != units_)
       throw std::invalid_argument("x or out does not fit");
+    if (threads < 1) throw std::invalid_argument("a thread is needed");
     const int64_t* row = which ? which->data() : nullptr;
     if (row != nullptr) check(row, count);
     if (overlap(out, x) || overlap(out, hidden_array_) || overlap(out, cell_array_))
@@ -369,22 +372,29 @@ NB_MODULE(_core, m) {
     nb::capsule owner(floats, [](void* block) noexcept { give_back(static_cast<float*>(block)); });
     return nb::ndarray<nb::numpy, float>(floats, shape.size(), shape.data(), owner);
   });
+  // noconvert: an output converted on its way in would be written and thrown away.
   nb::class_<Layer>(m, "Layer")
       .def(nb::init<const std::string&, int, int64_t, int64_t, const std::vector<In>&>(),
-           nb::arg("isa"), nb::arg("cell"), nb::arg("input"), nb::arg("hidden"), nb::arg("weights"))
-      .def("forward", &Layer::forward, nb::arg("x"), nb::arg("hidden").none(), nb::arg("cell").none(),
-           nb::arg("lengths").none(), nb::arg("resets").none(), nb::arg("reset_hidden").none(),
-           nb::arg("reset_cell").none(), nb::arg("recurrent_mask").none(), nb::arg("out_hidden"),
-           nb::arg("gates").none(), nb::arg("out_cell").none(), nb::arg("recurrent_candidate").none(),
-           nb::arg("final_hidden"), nb::arg("final_cell").none(), nb::arg("threads"))
-      .def("backward", &Layer::backward, nb::arg("x"), nb::arg("hidden").none(),
-           nb::arg("cell").none(), nb::arg("lengths").none(), nb::arg("resets").none(),
-           nb::arg("reset_hidden").none(), nb::arg("reset_cell").none(),
-           nb::arg("recurrent_mask").none(), nb::arg("trace_hidden"), nb::arg("trace_gates"),
-           nb::arg("trace_cell").none(), nb::arg("trace_candidate").none(),
-           nb::arg("d_hidden").none(), nb::arg("d_final_hidden").none(),
-           nb::arg("d_final_cell").none(), nb::arg("d_x"), nb::arg("d_weights"), nb::arg("d_states"),
-           nb::arg("flow"), nb::arg("threads"));
+           nb::arg("isa"), nb::arg("cell"), nb::arg("input"), nb::arg("hidden"),
+           nb::arg("weights").noconvert())
+      .def("forward", &Layer::forward, nb::arg("x").noconvert(),
+           nb::arg("hidden").noconvert().none(), nb::arg("cell").noconvert().none(),
+           nb::arg("lengths").noconvert().none(), nb::arg("resets").noconvert().none(),
+           nb::arg("reset_hidden").noconvert().none(), nb::arg("reset_cell").noconvert().none(),
+           nb::arg("recurrent_mask").noconvert().none(), nb::arg("out_hidden").noconvert(),
+           nb::arg("gates").noconvert().none(), nb::arg("out_cell").noconvert().none(),
+           nb::arg("recurrent_candidate").noconvert().none(), nb::arg("final_hidden").noconvert(),
+           nb::arg("final_cell").noconvert().none(), nb::arg("threads"))
+      .def("backward", &Layer::backward, nb::arg("x").noconvert(),
+           nb::arg("hidden").noconvert().none(), nb::arg("cell").noconvert().none(),
+           nb::arg("lengths").noconvert().none(), nb::arg("resets").noconvert().none(),
+           nb::arg("reset_hidden").noconvert().none(), nb::arg("reset_cell").noconvert().none(),
+           nb::arg("recurrent_mask").noconvert().none(), nb::arg("trace_hidden").noconvert(),
+           nb::arg("trace_gates").noconvert(), nb::arg("trace_cell").noconvert().none(),
+           nb::arg("trace_candidate").noconvert().none(), nb::arg("d_hidden").noconvert().none(),
+           nb::arg("d_final_hidden").noconvert().none(), nb::arg("d_final_cell").noconvert().none(),
+           nb::arg("d_x").noconvert(), nb::arg("d_weights").noconvert(),
+           nb::arg("d_states").noconvert(), nb::arg("flow").noconvert(), nb::arg("threads"));
   nb::class_<Stream>(m, "Stream")
       .def(nb::init<const std::vector<nb::object>&, int64_t, const Out&, const Out&>(),
            nb::arg("layers"), nb::arg("rows"), nb::arg("hidden"), nb::arg("cell"))

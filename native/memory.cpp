@@ -15,7 +15,14 @@ namespace {
 constexpr size_t kAlignment = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kLeastKept = size_t{64} << 10;  // smaller blocks are malloc's own business
+#if defined(__SANITIZE_ADDRESS__)
+// Nothing is kept and nothing rounded up, so that no access past a block or after its end goes unseen.
+constexpr bool kWatched = true;
+constexpr size_t kMostKept = 0;
+#else
+constexpr bool kWatched = false;
 constexpr size_t kMostKept = size_t{256} << 20;  // bytes that lie unused, all together
+#endif
 
 // Stands before each block.
 struct alignas(kAlignment) Header {
@@ -41,6 +48,7 @@ Kept& kept() {
 
 // Up to an eighth larger, so that batches of nearly one size share their blocks.
 size_t rounded(size_t bytes) {
+  if (kWatched) return bytes;
   size_t grain = kAlignment;
   while (grain * 16 <= bytes) grain *= 2;
   return (bytes + grain - 1) / grain * grain;
@@ -64,10 +72,12 @@ float* take_floats(int64_t count) {
     }
   }
   if (block == nullptr) {
-    const bool huge = bytes >= 2 * kHugePage;
+    const bool huge = !kWatched && bytes >= 2 * kHugePage;
     const size_t alignment = huge ? kHugePage : kAlignment;
-    block = static_cast<Header*>(std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment));
-    if (block == nullptr) return nullptr;
+    const size_t whole = kWatched ? bytes : (bytes + alignment - 1) / alignment * alignment;
+    void* fresh = nullptr;
+    if (posix_memalign(&fresh, alignment, whole) != 0) return nullptr;
+    block = static_cast<Header*>(fresh);
 #if defined(MADV_HUGEPAGE)
     if (huge) madvise(block, bytes, MADV_HUGEPAGE);
 #endif

@@ -84,8 +84,8 @@ class Stream:
             InputError: x, rows or out does not fit; the state is then as it was.
             RuntimeError: another thread is inside `step`.
         """
-        if not isinstance(x, np.ndarray):
-            return self._step_tensor(x, rows, out)
+        if type(x) is not np.ndarray:
+            return self._step_other(x, rows, out)
         if rows is not None:
             rows = _row_numbers(rows)
         if out is None:
@@ -148,7 +148,10 @@ class Stream:
     def _state(self) -> dict[str, Floats]:
         return {"hidden": self.hidden} if self.cell is None else {"hidden": self.hidden, "cell": self.cell}
 
-    def _step_tensor(self, x: Any, rows: Any, out: Any) -> Any:
+    def _step_other(self, x: Any, rows: Any, out: Any) -> Any:
+        if isinstance(x, np.ndarray):  # of a class of its own: mapped from a file, masked
+            checks.shape(x, "x")
+            return self.step(x.view(np.ndarray), rows, out=out)
         if not hasattr(x, "detach"):
             raise InputError(
                 f"x should be an array.\n  Received: {type(x).__name__}.\n"

@@ -42,7 +42,12 @@ def library_name(array: Array) -> str:
 
 def shape(array: Array, name: str) -> tuple[int, ...]:
     """The shape of something that must be an array."""
-    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError(
+            f"{name} must not be a masked array: its mask would be lost.\n  Received: MaskedArray.\n"
+            f"  Fix: pass array.filled(0), and say by lengths which steps are real."
+        )
+    if isinstance(array, type) or not (isinstance(array, np.ndarray) or hasattr(array, "detach")):
         raise InputError(
             f"{name} must be an array.\n  Received: {type(array).__name__}.\n"
             f"  Fix: pass a NumPy array (or a torch tensor to the reference)."

@@ -249,7 +249,8 @@ def _given(
     return (
         _floats(x),
         *_parts(state),
-        None if lengths is None else checks.integers(lengths),
+        # A copy: what the engine checks must be what it reads, whoever writes on the caller's meanwhile.
+        None if lengths is None else checks.integers(lengths).copy(),
         None if resets is None else np.ascontiguousarray(resets, dtype=np.uint8),
         *_parts(reset_state),
         None if recurrent_mask is None else _floats(recurrent_mask),
