@@ -14,7 +14,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "unspool"
 PAGE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 MODULES = sorted(PACKAGE.rglob("*.py"))
-WITH_TORCH = ("nn.py", "ops.py", "training.py", "recipes/sentiment.py", "recipes/tagging.py")
+WITH_TORCH = (
+    "nn.py",
+    "ops.py",
+    "training.py",
+    "recipes/sentiment.py",
+    "recipes/tagging.py",
+    "recipes/language_model.py",
+)
 
 
 # ---- the page

@@ -200,6 +200,7 @@ def test_without_matplotlib_the_message_says_what_to_install(folder: str, tmp_pa
 
 def test_public_names() -> None:
     assert unspool.__all__ == [
+        "LanguageModel",
         "Model",
         "Tagger",
         "__version__",
@@ -218,7 +219,18 @@ def test_public_names() -> None:
     """
     (public, other, there), _ = run("import sys", (), code)
     # The rooms that are imported on the way, and the tools of __init__; nn comes when it is asked for.
-    on_the_way = {"crf", "data", "files", "model", "tagger", "vocabulary", "importlib", "ModuleType", "Any"}
+    on_the_way = {
+        "crf",
+        "data",
+        "files",
+        "language",
+        "model",
+        "tagger",
+        "vocabulary",
+        "importlib",
+        "ModuleType",
+        "Any",
+    }
     assert set(public) == {*unspool.__all__, *on_the_way} - {"nn", "__version__"}
     assert other == ["AttributeError", "module 'unspool' has no attribute 'layers'", False]
     assert all(there)

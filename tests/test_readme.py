@@ -21,7 +21,7 @@ BLOCKS = re.findall(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with my.tsv, dev.tsv, test.tsv, names.tsv, and a run in runs/demo."""
+    """A folder with my.tsv, dev.tsv, test.tsv, names.tsv, book.txt, and a run in runs/demo."""
     folder = tmp_path_factory.mktemp("readme")
     chosen = random.Random(0)
     good, bad = ["moving", "funny", "warm", "exciting"], ["dull", "flat", "tired", "empty"]
@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(120):
         first, *rest = chosen.choice(places).split()
         lines += [f"seen{i}\tO", "in\tO", f"{first}\tB-LOC", *[f"{word}\tI-LOC" for word in rest], ""]
+    (folder / "book.txt").write_text("the movie was warm. the movie was dull.\n" * 300)
     (folder / "names.tsv").write_text("\n".join(lines) + "\n")
     run(folder, "unspool train sentiment --train my.tsv --dev dev.tsv --output runs/demo")
     return folder

@@ -2,6 +2,7 @@
 
 unspool.Model          a trained classifier of texts, served with NumPy alone
 unspool.Tagger         a trained tagger of words, likewise
+unspool.LanguageModel  a trained language model, likewise
 unspool.nn             RNN, LSTM, GRU and their cells, in the place of torch.nn's (needs torch)
 unspool.kernels        the arithmetic: load("native"), load("reference")
 unspool.introspect     what a network did, as data
@@ -12,11 +13,23 @@ from types import ModuleType
 from typing import Any
 
 from unspool import errors, introspect, kernels
+from unspool.language import LanguageModel
 from unspool.model import Model
 from unspool.tagger import Tagger
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Tagger", "__version__", "errors", "info", "introspect", "kernels", "nn", "set_threads"]
+__all__ = [
+    "LanguageModel",
+    "Model",
+    "Tagger",
+    "__version__",
+    "errors",
+    "info",
+    "introspect",
+    "kernels",
+    "nn",
+    "set_threads",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -196,12 +196,29 @@ class Noise:
         Raises:
             InputError: p out of its range.
         """
+        return self._mask(p, (self.total, *shape), slice(self.first, self.stop))
+
+    def shared(self, p: float, *shape: int) -> torch.Tensor:
+        """Draw a dropout mask that belongs to no row, such as one for weights.
+
+        Args:
+            p: the probability of dropping, 0 to 1.
+            shape: the mask's axes.
+
+        Returns:
+            (*shape): 1 / (1 - p) where kept, else 0; all 0 for p = 1.
+
+        Raises:
+            InputError: p out of its range.
+        """
+        return self._mask(p, shape, slice(None))
+
+    def _mask(self, p: float, shape: tuple[int, ...], rows: slice) -> torch.Tensor:
         if not 0 <= p <= 1:
             raise InputError(
                 f"a probability of dropping lies between 0 and 1.\n  Received: {p}\n  Fix: such as 0.5."
             )
-        drawn = torch.rand(self.total, *shape, generator=self._generator)[self.first : self.stop]
-        mask = (drawn >= p).float()
+        mask = (torch.rand(*shape, generator=self._generator)[rows] >= p).float()
         if p < 1:
             mask /= 1 - p
         return mask if self._device is None else mask.to(self._device)

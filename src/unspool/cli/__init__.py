@@ -1,4 +1,4 @@
-"""The command line: train, eval, predict, inspect, data, info.
+"""The command line: train, eval, predict, generate, inspect, data, info.
 
 stdout carries data alone; progress, warnings and errors go to stderr.  Exit codes: 0 done; 1 the run failed;
 2 wrong usage; 3 a check did not hold; 130 and 143 after Ctrl-C and SIGTERM, once last/ is saved.
@@ -26,11 +26,13 @@ from cyclopts import App, Parameter
 
 import unspool
 from unspool import files, introspect, recipes
-from unspool.cli import tagging
+from unspool.cli import language, tagging
 from unspool.data import readers, sources
 from unspool.data.benchmarks import benchmark
 from unspool.errors import ConfigError, DataError, InputError, TrainingError, UnspoolError
 from unspool.kernels.contract import Cell
+from unspool.language import TASK as LANGUAGE_MODEL
+from unspool.language import LanguageModel
 from unspool.metrics import Accuracy
 from unspool.model import Model, task_of
 from unspool.tagger import TASK as TAGGING
@@ -71,6 +73,14 @@ _HELP = {
     unspool train tagging --train names.tsv -o runs/names
 
     Files are CoNLL-U (.conllu) or columns: a word and its label a line, a blank line between sentences.
+    --config FILE takes the options from a run's config.toml; those on the command line win.
+    """,
+    "language-model": """Train a language model: the next character, byte or word.
+
+    unspool train language-model -o runs/lm
+    unspool train language-model --train book.txt --hidden-size 512 -o runs/book
+
+    Without --train it learns from the source text of Python's own standard library.
     --config FILE takes the options from a run's config.toml; those on the command line win.
     """,
 }
@@ -125,7 +135,20 @@ def evaluate(
     """
     if minimum is not None and not 0 <= minimum <= 1:
         raise ConfigError(f"--min should lie between 0 and 1.\n  Received: {minimum}.")
-    if task_of(model) == TAGGING:
+    task = task_of(model)
+    if task == LANGUAGE_MODEL:
+        if data is None or minimum is not None:
+            raise ConfigError(
+                "a language model is measured on a text, and no score of it is the better the higher.\n"
+                "  Fix: --data FILE.txt, and no --min."
+            )
+        likelihood = language.evaluate(model, data)
+        if json:
+            _print_json({**language.as_json(likelihood), "model_sha256": files.digest(model)})
+        else:
+            _print(language.in_words(likelihood))
+        return 0
+    if task == TAGGING:
         found, sha = tagging.evaluate(model, data, quiet=quiet), files.digest(model)
         if json:
             _print_json({**found.as_json, "model_sha256": sha})
@@ -163,7 +186,10 @@ def predict(
     *texts: str,
     quiet: Quiet = False,
 ) -> int:
-    """Label texts: one JSON line a text.  A tagger: the sentences with their labels, as its files have them.
+    """Label texts: one JSON line a text.
+
+    A tagger gives the sentences with their labels, as its files have them; a language model says how likely
+    each text is.
 
     unspool predict runs/demo/best "a quietly moving film"
     unspool predict runs/demo/best < lines.txt
@@ -181,7 +207,13 @@ def predict(
     """
     for text in texts:
         _check_argument(text)
-    if task_of(model) == TAGGING:
+    task = task_of(model)
+    if task == LANGUAGE_MODEL:
+        loaded_language = LanguageModel.load(model)
+        for text in texts or _lines_of_stdin():
+            _print_json({"text": text, **language.as_json(loaded_language.likelihood(text))})
+        return 0
+    if task == TAGGING:
         for text in tagging.predict(model, texts, sys.stdin.buffer):
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -193,6 +225,47 @@ def predict(
         for answer in loaded.predict(batch):
             _print_json(answer)
         sys.stdout.flush()
+    return 0
+
+
+@app.command
+def generate(
+    model: Folder,
+    prompt: Annotated[str, Parameter(name="PROMPT")],
+    /,
+    *,
+    length: int = 300,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 1,
+) -> int:
+    """Go on with a text, as a language model would.
+
+    unspool generate runs/lm/best "def main(" --temperature 0.5
+
+    Parameters
+    ----------
+    model
+        A language model's folder, such as RUN/best.
+    prompt
+        What stands before; one that begins with a dash goes after `--`.
+    length
+        How many characters, bytes or words to add.
+    temperature
+        Below 1 the likely is preferred, above 1 the unlikely; 0 takes the likeliest each time.
+    top_k
+        Choose among the k likeliest alone.
+    top_p
+        Choose among the likeliest whose probabilities sum to p.
+    seed
+        What the choices follow from.
+    """
+    _check_argument(prompt)
+    loaded = LanguageModel.load(model)
+    made = loaded.generate(prompt, length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    joint = " " if loaded.description.units == "words" else ""
+    _print(f"{prompt}{joint}{made}")
     return 0
 
 
@@ -235,7 +308,10 @@ def inspect(
             f"what to write cannot be told from the name {output}.\n"
             f"  Fix: end it in .html, .png or .safetensors."
         )
-    if task_of(model) == TAGGING:
+    task = task_of(model)
+    if task == LANGUAGE_MODEL:
+        raise ConfigError("inspect does not read a language model yet.\n  Fix: unspool predict MODEL TEXT.")
+    if task == TAGGING:
         if output is not None:
             raise ConfigError(
                 "inspect writes no file for a tagger yet.\n  Fix: leave --output out; --json prints all."

@@ -286,6 +286,26 @@ SOURCES: Mapping[str, Source] = {
             licence="CC BY 4.0",
             use="may be redistributed",
         ),
+        Source(
+            name="tiny-shakespeare",
+            title="plays of Shakespeare, 1,115,394 characters",
+            kind="local",
+            where="lm/tinyshakespeare.txt.xz",
+            sha256="d2476529549e2da7ec5dd2530f028856808ec42fec335c232268c9c6af463bc6",
+            bytes=364_052,
+            licence="public domain",
+            use="may be redistributed",
+        ),
+        Source(
+            name="war-and-peace",
+            title="War and Peace in English, 3,196,211 characters",
+            kind="local",
+            where="lm/warpeace_input.txt.xz",
+            sha256="6187854f34d4a229e79fbf644acc929c338e1a8d578b4d827a35f320373e1523",
+            bytes=915_144,
+            licence="public domain",
+            use="may be redistributed",
+        ),
     )
 }
 

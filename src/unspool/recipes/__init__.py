@@ -5,7 +5,7 @@ from types import ModuleType
 
 from unspool.errors import ConfigError, MissingExtra
 
-NAMES = ("sentiment", "tagging")
+NAMES = ("sentiment", "tagging", "language-model")
 
 
 def load(name: str) -> ModuleType:
@@ -18,7 +18,7 @@ def load(name: str) -> ModuleType:
     if name not in NAMES:
         raise ConfigError(f"there is no recipe {name!r}.\n  Fix: use one of {', '.join(NAMES)}.")
     try:
-        return importlib.import_module(f"unspool.recipes.{name}")
+        return importlib.import_module("unspool.recipes." + name.replace("-", "_"))
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

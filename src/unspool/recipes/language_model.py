@@ -1,0 +1,543 @@
+"""Language modelling: what comes next, a character, a byte or a word at a time.
+
+    unit → embedding → recurrent layers, forward → scores of the next unit
+
+One direction alone: the reverse one would have read what is to be guessed.  The text is cut into columns that
+are read side by side, a window of steps at a time; each column's state is carried from window to window and
+gradients stop at the window's edge (truncated backpropagation through time, Williams and Peng 1990).
+Regularised as in AWD-LSTM (Merity, Keskar and Socher 2018), every part of which can be set to 0.  Held
+against: validation loss 1.47 nats a character on tiny Shakespeare (nanoGPT's small Transformer), and 1.16 on
+War and Peace for an LSTM of 512 units (Karpathy, Johnson and Fei-Fei 2015).
+
+    T steps of a window   B columns   V vocabulary   H hidden size   L layers
+"""
+
+import dataclasses
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from unspool import __version__, files, language, training
+from unspool import model as serving
+from unspool import nn as recurrent
+from unspool.data import texts
+from unspool.errors import ConfigError, DataError, TrainingError
+from unspool.kernels import choose
+from unspool.kernels.contract import Cell
+from unspool.vocabulary import Vocabulary
+
+_CARRIED = "carried.safetensors"
+_CELLS: dict[str, tuple[Any, Any]] = {
+    "lstm": (recurrent.LSTM, nn.LSTM),
+    "gru": (recurrent.GRU, nn.GRU),
+    "rnn_tanh": (recurrent.RNN, nn.RNN),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is trained on, and what is trained."""
+
+    data: str = "python-source"
+    """A text: python-source, tiny-shakespeare or war-and-peace.  Not used where train is given."""
+
+    train: Path | None = None
+    """Your own text to learn from, in UTF-8."""
+
+    dev: Path | None = None
+    """Your own text to choose the best epoch by; without it the last tenth of train."""
+
+    test: Path | None = None
+    """Your own text to report on; without it the dev text's figure is reported."""
+
+    data_dir: Path | None = None
+    """The folder with the benchmarks' files; else the variable UNSPOOL_DATA, or what can be fetched."""
+
+    units: Literal["characters", "bytes", "words"] = "characters"
+    """What is guessed: the next character, byte or word (a line's end is a word)."""
+
+    min_count: int = 1
+    """How often a unit must occur in the training text to be known."""
+
+    cell: Literal["lstm", "gru", "rnn_tanh"] = "lstm"
+    """The recurrent cell."""
+
+    bidirectional: bool = False
+    """Refused: the reverse direction has read what is to be guessed."""
+
+    hidden_size: int = 256
+    """Units of each layer."""
+
+    num_layers: int = 1
+    """Layers on top of each other."""
+
+    embedding_size: int = 64
+    """Numbers a unit."""
+
+    tied: bool = False
+    """Whether the scores' weights are the embedding; needs embedding_size = hidden_size."""
+
+    window: int = 100
+    """Steps of a window, over which gradients flow back."""
+
+    embedding_dropout: float = 0.0
+    """Share of the vocabulary's vectors dropped whole, the same ones throughout a window."""
+
+    input_dropout: float = 0.0
+    """Share of the embedding's numbers dropped, the same ones at every step."""
+
+    layer_dropout: float = 0.2
+    """Share of units dropped between layers and before the scores, the same ones at every step."""
+
+    weight_dropout: float = 0.0
+    """Share of the recurrent weights dropped, the same ones at every step (DropConnect)."""
+
+    recurrent_dropout: float = 0.0
+    """Share of units dropped where h enters the recurrent weights, the same ones at every step."""
+
+    activation: float = 0.0
+    """Weight of the squared size of the top layer's dropped-out outputs in the loss (AR)."""
+
+    slowness: float = 0.0
+    """Weight of the squared step from one output to the next in the loss (TAR)."""
+
+    layers: Literal["unspool", "torch"] = "unspool"
+    """Whose recurrent layers train: ours or torch.nn's, to compare their speed."""
+
+    def __post_init__(self) -> None:
+        if self.bidirectional:
+            raise ConfigError(
+                "a language model cannot be bidirectional.\n"
+                "  Received: bidirectional True.\n"
+                "  Fix: leave it out.  The reverse direction begins at the end: it has read the very unit\n"
+                "  that is to be guessed, and the loss would fall to 0 with nothing learned."
+            )
+        for name, allowed, held in (
+            ("data", ", ".join(texts.NAMES), self.train is not None or self.data in texts.NAMES),
+            ("dev", "given only with train", self.train is not None or self.dev is None),
+            ("test", "given only with train", self.train is not None or self.test is None),
+            ("units", ", ".join(language.UNITS), self.units in language.UNITS),
+            ("cell", ", ".join(_CELLS), self.cell in _CELLS),
+            ("layers", "unspool or torch", self.layers in ("unspool", "torch")),
+            (
+                "tied",
+                "embedding_size = hidden_size",
+                not self.tied or self.embedding_size == self.hidden_size,
+            ),
+            (
+                "recurrent_dropout",
+                "0 with layers torch",
+                self.layers == "unspool" or not self.recurrent_dropout,
+            ),
+            *(
+                (name, "1 or more", getattr(self, name) >= 1)
+                for name in ("hidden_size", "num_layers", "embedding_size", "min_count", "window")
+            ),
+            *(
+                (name, "0 or more", 0 <= getattr(self, name) < math.inf)
+                for name in ("activation", "slowness")
+            ),
+            *(
+                (name, "at least 0 and below 1", 0 <= getattr(self, name) < 1)
+                for name in (
+                    "embedding_dropout",
+                    "input_dropout",
+                    "layer_dropout",
+                    "weight_dropout",
+                    "recurrent_dropout",
+                )
+            ),
+        ):
+            if not held:
+                raise ConfigError(
+                    f"the option {name} is out of its range.\n"
+                    f"  Received: {getattr(self, name)}\n  Fix: {allowed}."
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(training.Options):
+    """How it is trained: the loop's options, with this task's defaults."""
+
+    epochs: int = 5
+    """Most passes over the training data."""
+
+    batch_size: int = 32
+    """Columns that the text is cut into, read side by side."""
+
+    learning_rate: float = 3e-3
+    """Step size of AdamW, after the warm-up."""
+
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises from 0 on a straight line; 0: none."""
+
+    decay: Literal["none", "linear"] = "linear"
+    """Whether the learning rate falls on a straight line to 0 over all epochs."""
+
+    patience: int = 0
+    """Epochs without a better dev score after which training stops; 0: never."""
+
+
+# ---- data
+
+
+def read(config: Config, *, quiet: bool = False) -> texts.Parts:
+    """Read the three parts: a benchmark's, or those of the user's own files.
+
+    Raises:
+        DataError, SourceError: a file is not what it should be, or cannot be had.
+    """
+    if config.train is None:
+        return texts.benchmark(config.data, data_dir=config.data_dir, quiet=quiet)
+    train = texts.read(config.train)
+    if config.dev is None:
+        train, dev, _ = texts.by_position(train, 0.9, 0.1)
+    else:
+        dev = texts.read(config.dev)
+    return texts.Parts(train, dev, "" if config.test is None else texts.read(config.test))
+
+
+def columns(numbers: NDArray[np.int64], count: int, window: int) -> list[NDArray[np.int64]]:
+    """Cut a text into columns, and those into windows: for each window where each column's begins.
+
+    Raises:
+        DataError: the text is too short.
+    """
+    length = (len(numbers) - 1) // count
+    if length < 1:
+        raise DataError(
+            f"the training text is too short for {count} columns.\n  Received: {len(numbers)} units.\n"
+            f"  Fix: a longer text, or a smaller batch_size."
+        )
+    first = np.arange(count) * length
+    return [first + step for step in range(0, length, window)]
+
+
+class Share(NamedTuple):
+    """A window."""
+
+    read: Tensor  # (T, B)
+    follow: Tensor  # (T, B) the unit after each
+    begins: bool  # whether the columns begin with it, so that no state is carried into it
+
+
+def share_of(numbers: NDArray[np.int64], starts: NDArray[np.int64], window: int, length: int) -> Share:
+    """The window of each column that begins at `starts`; the last one of a column is shorter."""
+    steps = min(window, length - int(starts[0]))
+    at = starts + np.arange(steps)[:, None]
+    return Share(torch.from_numpy(numbers[at]), torch.from_numpy(numbers[at + 1]), int(starts[0]) == 0)
+
+
+# ---- model
+
+
+class Network(nn.Module):
+    """The network in torch; `unspool.LanguageModel` runs the same one from the saved file."""
+
+    def __init__(self, config: Config, vocabulary_size: int) -> None:
+        """Build the network with its initial weights: torch's, but the forget gate's bias at 1."""
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(vocabulary_size, config.embedding_size)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        layer = _CELLS[config.cell][config.layers == "torch"]
+        self.layers = nn.ModuleList(
+            layer(config.embedding_size if k == 0 else config.hidden_size, config.hidden_size)
+            for k in range(config.num_layers)
+        )
+        if config.cell == "lstm":
+            with torch.no_grad():
+                for one in self.layers:
+                    one.bias_ih_l0[config.hidden_size : 2 * config.hidden_size] = 1  # type: ignore[operator]
+        self.scores = nn.Linear(config.hidden_size, vocabulary_size)
+        nn.init.zeros_(self.scores.bias)
+        if config.tied:
+            self.scores.weight = self.embedding.weight
+
+    def forward(
+        self, read: Tensor, states: list[Any] | None, noise: training.Noise | None = None
+    ) -> tuple[Tensor, list[Any], Tensor, Tensor]:
+        """Read a window.
+
+        Args:
+            read: (T, B) unit numbers.
+            states: each layer's state before it.  None: zeros.
+            noise: where dropout masks come from; None: nothing is dropped.
+
+        Returns:
+            (T, B, V) scores, the states after it without a graph, and the top layer's outputs (T, B, H)
+            with units dropped, and without.
+        """
+        config = self.config
+        table = self.embedding.weight
+        if noise is not None and config.embedding_dropout:
+            table = table * noise.shared(config.embedding_dropout, len(table), 1)
+        x = F.embedding(read, table)
+        if noise is not None and config.input_dropout:
+            x = x * noise.keep(config.input_dropout, x.size(2))
+        after = []
+        raw = x
+        for k, layer in enumerate(self.layers):
+            state = None if states is None else states[k]
+            raw, state = self._run(layer, x, state, noise)
+            after.append(tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach())
+            x = raw
+            if noise is not None and config.layer_dropout:
+                x = x * noise.keep(config.layer_dropout, x.size(2))
+        return self.scores(x), after, x, raw
+
+    def _run(
+        self, layer: nn.Module, x: Tensor, state: Any, noise: training.Noise | None
+    ) -> tuple[Tensor, Any]:
+        config = self.config
+        options: dict[str, Any] = {}
+        if noise is not None and config.recurrent_dropout:
+            mask = noise.keep(config.recurrent_dropout, 1, config.hidden_size)
+            options["recurrent_mask"] = mask.transpose(0, 1)
+        if noise is None or not config.weight_dropout:
+            return layer(x, state, **options)  # type: ignore[no-any-return]
+        weight: Any = layer.weight_hh_l0
+        dropped = {"weight_hh_l0": weight * noise.shared(config.weight_dropout, *weight.shape)}
+        return torch.func.functional_call(layer, dropped, (x, state), options)  # type: ignore[no-any-return]
+
+
+class Carried:
+    """The state of each column between one window and the next."""
+
+    def __init__(self) -> None:
+        self.states: list[Any] | None = None
+
+    def after(self, states: list[Any]) -> None:
+        """Keep the states; not where one is not finite: the next window then begins anew."""
+        flat = [part for s in states for part in (s if isinstance(s, tuple) else (s,))]
+        self.states = states if all(bool(part.isfinite().all()) for part in flat) else None
+
+    def to_bytes(self) -> bytes:
+        """The states as last/ keeps them."""
+        found: dict[str, NDArray[Any]] = {}
+        for k, state in enumerate(self.states or []):
+            for name, part in zip(
+                ("hidden", "cell"), state if isinstance(state, tuple) else (state,), strict=False
+            ):
+                found[f"{k}.{name}"] = part.cpu().numpy()
+        return files.pack(found)
+
+    def from_file(self, path: Path) -> None:
+        """Take over what `to_bytes` wrote, where it is there."""
+        if not path.is_file():
+            return
+        found = files.unpack(path.read_bytes(), str(path))
+        layers = sorted({int(name.split(".")[0]) for name in found})
+        parts = [
+            tuple(torch.from_numpy(found[f"{k}.{n}"]) for n in ("hidden", "cell") if f"{k}.{n}" in found)
+            for k in layers
+        ]
+        self.states = [part if len(part) == 2 else part[0] for part in parts] or None
+
+
+# ---- loss and score
+
+
+def loss(
+    config: Config, carried: Carried, network: nn.Module, share: Share, noise: training.Noise
+) -> training.Loss:
+    """Cross-entropy of the next unit, summed; with AR and TAR as shares of its mean."""
+    scores, after, dropped, raw = network(share.read, None if share.begins else carried.states, noise)
+    carried.after(after)
+    count = share.follow.numel()
+    total = F.cross_entropy(scores.flatten(0, 1), share.follow.flatten(), reduction="sum")
+    if config.activation:
+        total = total + count * config.activation * dropped.square().mean()
+    if config.slowness and len(raw) > 1:
+        total = total + count * config.slowness * (raw[1:] - raw[:-1]).square().mean()
+    return training.Loss(total, count, tokens=count, places=count)
+
+
+def score(numbers: NDArray[np.int64], network: nn.Module) -> training.Score:
+    """Nats a unit over the whole dev text, read in one piece."""
+    device = next(network.parameters()).device
+    states, total = None, 0.0
+    units = torch.from_numpy(numbers).to(device)
+    for at in range(0, len(units) - 1, 2000):
+        follow = units[at + 1 : at + 2001]
+        scores, states, _, _ = network(units[at : at + len(follow), None], states)
+        total += float(F.cross_entropy(scores[:, 0], follow, reduction="sum"))
+    nats = total / (len(units) - 1)
+    return training.Score(nats, nats)
+
+
+# ---- the run
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What training came to."""
+
+    folder: Path
+    best: Path
+    dev_nats: float
+    part: str  # what was measured: test, or dev where there is no test part
+    units: str
+    measured: language.Likelihood
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return {
+            "folder": str(self.folder),
+            "dev_nats": self.dev_nats,
+            "part": self.part,
+            "metric": "nats",
+            "value": self.measured.per_unit,
+            "bits": self.measured.bits_per_unit,
+            "perplexity": self.measured.perplexity,
+            "units": self.measured.units,
+        }
+
+    def in_words(self) -> str:
+        """What was measured, for people."""
+        found = self.measured
+        return (
+            f"{self.part} {found.per_unit:.4f} nats or {found.bits_per_unit:.4f} bits for each of "
+            f"{found.units:,} {self.units}, perplexity {found.perplexity:.3f}"
+        )
+
+    def next_commands(self, best: str) -> tuple[str, ...]:
+        """What to type next; `best` is the model's folder, quoted."""
+        return (
+            f'unspool generate {best} "The " --length 300 --temperature 0.7',
+            f"unspool eval {best} --data FILE.txt",
+        )
+
+
+def train(config: Config, options: training.Options, output: Path) -> Outcome | None:
+    """Train, keep the best epoch by the dev part, and measure it once on the test part.
+
+    The test part is read by `unspool.LanguageModel`, without torch, from the folder that will be served.
+
+    Raises:
+        DataError, SourceError, ConfigError, TrainingError: see there.
+        SystemExit: after Ctrl-C or SIGTERM, once last/ is saved.
+    """
+    _refuse_processes()
+    parts = read(config, quiet=options.quiet)
+    where = config.data if config.train is None else str(config.train)
+    cut = [language.units_of(part, config.units) for part in parts]
+    vocabulary = Vocabulary.build([cut[0]], min_count=config.min_count, lowercase=False)
+    numbers, dev, _ = (vocabulary.encode(part) for part in cut)
+    if len(dev) < 2:
+        raise DataError(f"{where}: the dev part is too short.\n  Fix: give a longer text with --dev.")
+    starts = columns(numbers, options.batch_size, config.window)
+    length = (len(numbers) - 1) // options.batch_size
+    with training.seeded(options.seed):
+        network = Network(config, len(vocabulary))
+    description = language.Description(
+        task=language.TASK,
+        units=config.units,
+        cell=Cell(config.cell),
+        embedding_size=config.embedding_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+    )
+    if not options.quiet:
+        print(
+            f"{where}: {len(numbers):,} {config.units} to train on, {len(dev):,} dev, {len(cut[2]):,} test; "
+            f"{len(vocabulary):,} known; {options.batch_size} columns, {len(starts)} windows of "
+            f"{config.window} steps",
+            file=sys.stderr,
+        )
+    carried = Carried()
+    if options.resume:
+        carried.from_file(output / "last" / _CARRIED)
+    task = training.Task(
+        batches=lambda epoch: starts,
+        share=lambda positions, first, stop: share_of(numbers, positions, config.window, length),
+        loss=lambda network, share, noise: loss(config, carried, network, share, noise),
+        score=lambda network: score(dev, network),
+        folder=lambda network, dev_score: {
+            serving.CONFIG: serving.config_text(
+                description.as_config(), training.weights(network), __version__
+            ),
+            serving.VOCABULARY: vocabulary.to_bytes(),
+            files.WEIGHTS: files.pack(training.weights(network)),
+            serving.CARD: card(description, config, options, dev_score).encode(),
+            **({} if dev_score is not None else {_CARRIED: carried.to_bytes()}),
+        },
+        metric="nats",
+        kernels=choose("float32").describe() if config.layers == "unspool" else "torch",
+        higher_is_better=False,
+    )
+    result = training.run(network, task, options, output, resolved(config, options))
+    if result.best_metric is None:
+        raise TrainingError(
+            f"no epoch of {result.folder} had a finite dev loss.\n  Fix: a lower learning_rate."
+        )
+    best = result.folder / "best"
+    served = language.LanguageModel.load(best)
+    part, text = ("test", parts.test) if parts.test else ("dev", parts.dev)
+    found = served.likelihood(text)
+    if part == "test":
+        _note_test(best, found)
+    return Outcome(result.folder, best, result.best_metric, part, config.units, found)
+
+
+def _refuse_processes() -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            "a language model is trained by one process, which carries each column's state along.\n"
+            f"  Received: {os.environ['WORLD_SIZE']} processes.\n  Fix: launch one."
+        )
+
+
+def resolved(config: Config, options: training.Options) -> dict[str, dict[str, object]]:
+    """Every option that makes a run what it is, as config.toml keeps it."""
+    kept = dataclasses.asdict(options)
+    for name in ("resume", "force", "quiet"):
+        del kept[name]
+    return {
+        "run": {"task": language.TASK, "unspool_version": __version__},
+        language.TASK: dataclasses.asdict(config),
+        "training": kept,
+    }
+
+
+def card(
+    description: language.Description, config: Config, options: training.Options, dev: training.Score | None
+) -> str:
+    """The model card: what was trained on what, how well it does, and how it is loaded."""
+    trained_on = config.data if config.train is None else config.train.name
+    return f"""---
+library_name: unspool
+pipeline_tag: text-generation
+---
+
+# Language model of {trained_on}, by {description.units}
+
+{description.num_layers} × {description.cell.value} of {description.hidden_size} units, forward; trained on
+{trained_on} with seed {options.seed} by unspool {__version__}.
+
+| part | nats a unit |
+|---|---|
+| dev (chose the epoch) | {"not measured" if dev is None else f"{dev.metric:.4f}"} |
+
+    import unspool
+    model = unspool.LanguageModel.load("this folder")
+    print(model.generate("The ", 300, temperature=0.7))
+
+What it writes looks like its text and means nothing.
+"""
+
+
+def _note_test(best: Path, found: language.Likelihood) -> None:
+    kept = files.read_folder(best)
+    lines = [line for line in kept[serving.CARD].decode().split("\n") if not line.startswith("| test |")]
+    row = next(i for i, line in enumerate(lines) if line.startswith("| dev (chose"))
+    lines.insert(row, f"| test | {found.per_unit:.4f} |")
+    files.write_folder(best, {**kept, serving.CARD: "\n".join(lines).encode()})
