@@ -29,6 +29,7 @@ COPIED = ("src", "native", "tests/contract", "tests/conftest.py", "pyproject.tom
 PATIENCE_SECONDS = 600  # a planted bug may hang; that is caught too
 
 REFERENCE = "src/unspool/kernels/reference.py"
+EQUATIONS = "src/unspool/kernels/equations.py"
 NATIVE = "src/unspool/kernels/native.py"
 CHECKS = "src/unspool/kernels/checks.py"
 BACKWARD = "native/backward.h"
@@ -53,20 +54,20 @@ MUTANTS = (
     Mutant(
         "the weights are returned as their gradient",
         REFERENCE,
-        "d_weights.append(Weights(d_input,",
-        "d_weights.append(Weights(weights.input,",
+        "        d_weights.append(sums)",
+        "        d_weights.append(sums._replace(input=weights.input))",
     ),
     Mutant(
         "the cell state's gradient is not carried back",
-        REFERENCE,
-        "return dc_t, dz, dz, _nothing(dh), dc_t * f",
-        "return dc_t, dz, dz, _nothing(dh), _nothing(dc)",
+        EQUATIONS,
+        "        dc_before = dc_before + dc_made * f",
+        "        dc_before = dc_before + nothing(dc)",
     ),
     Mutant(
         "the GRU's recurrent bias stands outside the reset gate",
-        REFERENCE,
-        "n = _tanh(x_n + r * recurrent_candidate)",
-        "n = _tanh(x_n + r * h_n + candidate_bias)",
+        EQUATIONS,
+        "tanh(_bounded(x_n + r * recurrent_candidate, bound))",
+        "tanh(_bounded(x_n + r * h_n + w.candidate_bias, bound))",
     ),
     Mutant(
         "a reset cuts the reverse direction one step late",
@@ -77,8 +78,8 @@ MUTANTS = (
     Mutant(
         "the state runs on past a sequence's end",
         REFERENCE,
-        "h = _where(live, h_new, h)",
-        "h = h_new",
+        "h = where(live, made.hidden, h)",
+        "h = made.hidden",
     ),
     Mutant(
         "the mask is not applied on the way back",

@@ -475,7 +475,7 @@ NAMED: dict[str, tuple[Callable[[], object], str, str]] = {
     "weights as a plain tuple": (lambda: prepare(tuple(weights())), "tuple", "Weights(input, recurrent,"),
     "weights of one direction, not in a list": (
         lambda: checks.check_weights(Cell.LSTM, weights(), ("float32",)),
-        "weights for 4",
+        f"weights for {len(Weights._fields)}",
         "[forward] or",
     ),
     "None for weights": (

@@ -24,10 +24,17 @@ class Sizes(NamedTuple):
     hidden_size: int
     dtype: str  # "float32" or "float64"
     library: str = "numpy"  # or "torch"
+    projected_size: int | None = None  # None: no projection
+    options: tuple[str, ...] = ()  # what the weights have beyond the plain cell's, and the clips
 
     @property
     def gates(self) -> int:
         return len(self.cell.gates)
+
+    @property
+    def output_size(self) -> int:
+        """How wide a hidden state is: P with a projection, else H."""
+        return self.hidden_size if self.projected_size is None else self.projected_size
 
 
 def dtype_name(array: Array) -> str:
@@ -91,7 +98,24 @@ def expect_named(given: Any, kind: type[Weights] | type[State] | type[Trace], na
         )
 
 
-def check_weights(cell: Cell, weights: Sequence[Weights], dtypes: Sequence[str]) -> Sizes:
+# The parts of Weights that a plain cell does not have: the cells that may, and the shape in letters.
+_EXTRAS = {
+    "peephole": ((Cell.LSTM,), "3, H"),
+    "projection": ((Cell.LSTM,), "P, H"),
+    "norm_input": (tuple(Cell), "2, G·H"),
+    "norm_recurrent": (tuple(Cell), "2, G·H"),
+    "norm_cell": ((Cell.LSTM,), "2, H"),
+}
+
+
+def check_weights(
+    cell: Cell,
+    weights: Sequence[Weights],
+    dtypes: Sequence[str],
+    *,
+    cell_clip: float | None = None,
+    preactivation_clip: float | None = None,
+) -> Sizes:
     """Check one `Weights` a direction against the cell; `dtypes` are those the kernel set runs."""
     if not isinstance(cell, Cell):
         raise InputError(
@@ -124,9 +148,22 @@ def check_weights(cell: Cell, weights: Sequence[Weights], dtypes: Sequence[str])
         )
     library = library_name(weights[0].input)
     gates, hidden, inputs = rows[0], rows[0] // len(cell.gates), rows[1]
+    options = [name for name in _EXTRAS if getattr(weights[0], name) is not None]
+    projected = None
+    if "projection" in options and cell is Cell.LSTM:
+        wide = shape(weights[0].projection, "weights[0].projection")
+        if len(wide) != 2 or not 0 < wide[0] <= hidden:
+            raise InputError(
+                f"weights[0].projection has the wrong shape.\n  Received: {wide}.\n"
+                f"  Fix: pass (P, H) with P from 1 to H = {hidden}."
+            )
+        projected = wide[0]
     for d, w in enumerate(weights):
+        _check_extras(cell, w, d, options, (gates, hidden, projected), dtype, library)
         expect(w.input, f"weights[{d}].input", "G·H, I", (gates, inputs), dtype, library)
-        expect(w.recurrent, f"weights[{d}].recurrent", "G·H, H", (gates, hidden), dtype, library)
+        entering = hidden if projected is None else projected
+        axes = "G·H, H" if projected is None else "G·H, P"
+        expect(w.recurrent, f"weights[{d}].recurrent", axes, (gates, entering), dtype, library)
         expect(w.bias, f"weights[{d}].bias", "G·H", (gates,), dtype, library)
         if cell is Cell.GRU:
             if w.candidate_bias is None:
@@ -140,7 +177,56 @@ def check_weights(cell: Cell, weights: Sequence[Weights], dtypes: Sequence[str])
                 f"weights[{d}].candidate_bias does not belong to {cell.value}.\n"
                 f"  Received: an array.\n  Fix: pass None; only a GRU has it."
             )
-    return Sizes(cell, len(weights), inputs, hidden, dtype, library)
+    for name, bound in (("cell_clip", cell_clip), ("preactivation_clip", preactivation_clip)):
+        if bound is None:
+            continue
+        if name == "cell_clip" and not cell.has_cell_state:
+            raise InputError(
+                f"cell_clip does not belong to {cell.value}.\n  Received: {bound!r:.40}.\n"
+                f"  Fix: leave it out; only an LSTM has a cell state."
+            )
+        if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not 0 < bound < float("inf"):
+            raise InputError(
+                f"{name} should be a positive number.\n  Received: {bound!r:.40}.\n  Fix: such as 3.0."
+            )
+        options.append(name)
+    return Sizes(cell, len(weights), inputs, hidden, dtype, library, projected, tuple(options))
+
+
+def _check_extras(
+    cell: Cell,
+    w: Weights,
+    d: int,
+    options: Sequence[str],
+    sizes: tuple[int, int, int | None],
+    dtype: str,
+    library: str,
+) -> None:
+    """Check what one direction's weights have beyond the plain cell's: the same in both directions."""
+    gates, hidden, projected = sizes
+    shapes = {
+        "peephole": (3, hidden),
+        "projection": (projected, hidden),
+        "norm_input": (2, gates),
+        "norm_recurrent": (2, gates),
+        "norm_cell": (2, hidden),
+    }
+    for name, (cells, axes) in _EXTRAS.items():
+        part = getattr(w, name)
+        if part is not None and cell not in cells:
+            raise InputError(
+                f"weights[{d}].{name} does not belong to {cell.value}.\n  Received: an array.\n"
+                f"  Fix: pass None; only {' and '.join(c.value for c in cells)} has it."
+            )
+        if (part is not None) != (name in options):
+            raise InputError(
+                f"weights[{d}].{name} is {'missing' if part is None else 'in one direction alone'}.\n"
+                f"  Received: {name} in {'the other' if part is None else 'this'} direction alone.\n"
+                f"  Fix: pass it for both directions, or for none."
+            )
+        if part is not None:
+            wanted: Any = shapes[name]
+            expect(part, f"weights[{d}].{name}", axes, wanted, dtype, library)
 
 
 def check_run(
@@ -151,6 +237,8 @@ def check_run(
     resets: Array | None,
     reset_state: State | None,
     recurrent_mask: Array | None,
+    zoneout: State | None = None,
+    patch: Trace | None = None,
 ) -> tuple[int, int]:
     """Check what every run of a layer takes; return T and B."""
     got = shape(x, "x")
@@ -177,11 +265,52 @@ def check_run(
             recurrent_mask,
             "recurrent_mask",
             "directions, batch, hidden",
-            (sizes.directions, batch, sizes.hidden_size),
+            (sizes.directions, batch, sizes.output_size),
             sizes.dtype,
             sizes.library,
         )
+    _check_zoneout(sizes, zoneout, time, batch)
+    _check_patch(sizes, patch, time, batch)
     return time, batch
+
+
+def _check_zoneout(sizes: Sizes, zoneout: State | None, time: int, batch: int) -> None:
+    if zoneout is None:
+        return
+    expect_named(zoneout, State, "zoneout")
+    if zoneout.cell is not None and not sizes.cell.has_cell_state:
+        raise InputError(
+            f"zoneout.cell does not belong to {sizes.cell.value}.\n  Received: an array.\n"
+            f"  Fix: pass State(hidden) alone; only an LSTM has a cell state."
+        )
+    for name, wide in (("hidden", sizes.output_size), ("cell", sizes.hidden_size)):
+        part = getattr(zoneout, name)
+        if part is not None:
+            wanted = (time, batch, sizes.directions, wide)
+            axes = "time, batch, directions, hidden"
+            expect(part, f"zoneout.{name}", axes, wanted, sizes.dtype, sizes.library)
+
+
+def _check_patch(sizes: Sizes, patch: Trace | None, time: int, batch: int) -> None:
+    if patch is None:
+        return
+    expect_named(patch, Trace, "patch")
+    if patch.recurrent_candidate is not None or (patch.cell is not None and not sizes.cell.has_cell_state):
+        raise InputError(
+            f"patch has a part that cannot be set in {sizes.cell.value}.\n"
+            f"  Received: {'recurrent_candidate' if patch.recurrent_candidate is not None else 'cell'}.\n"
+            f"  Fix: set gates, hidden or, in an LSTM, cell."
+        )
+    steps = (time, batch, sizes.directions)
+    for name, rest in (
+        ("gates", (sizes.gates, sizes.hidden_size)),
+        ("hidden", (sizes.output_size,)),
+        ("cell", (sizes.hidden_size,)),
+    ):
+        part = getattr(patch, name)
+        if part is not None:
+            axes = "time, batch, directions" + (", gates, hidden" if name == "gates" else ", hidden")
+            expect(part, f"patch.{name}", axes, (*steps, *rest), sizes.dtype, sizes.library)
 
 
 def check_lengths(lengths: Array, time: int, batch: int) -> None:
@@ -223,6 +352,7 @@ def check_backward(
     expect_named(trace, Trace, "trace")
     directions, hidden = sizes.directions, sizes.hidden_size
     steps = (time, batch, directions, hidden)
+    outputs = (time, batch, directions, sizes.output_size)
     axes = "time, batch, directions, hidden"
     expect(
         trace.gates,
@@ -232,7 +362,7 @@ def check_backward(
         sizes.dtype,
         sizes.library,
     )
-    expect(trace.hidden, "trace.hidden", axes, steps, sizes.dtype, sizes.library)
+    expect(trace.hidden, "trace.hidden", axes, outputs, sizes.dtype, sizes.library)
     for part, needed in (
         ("cell", sizes.cell.has_cell_state),
         ("recurrent_candidate", sizes.cell is Cell.GRU),
@@ -246,7 +376,7 @@ def check_backward(
         if needed:
             expect(array, f"trace.{part}", axes, steps, sizes.dtype, sizes.library)
     if d_hidden is not None:
-        expect(d_hidden, "d_hidden", axes, steps, sizes.dtype, sizes.library)
+        expect(d_hidden, "d_hidden", axes, outputs, sizes.dtype, sizes.library)
     _check_state(sizes, d_state, "d_state", batch)
 
 
@@ -255,12 +385,13 @@ def _check_state(sizes: Sizes, state: State | None, name: str, batch: int) -> No
         return
     expect_named(state, State, name)
     wanted = (sizes.directions, batch, sizes.hidden_size)
-    expect(state.hidden, f"{name}.hidden", "directions, batch, hidden", wanted, sizes.dtype, sizes.library)
+    outputs = (sizes.directions, batch, sizes.output_size)
+    expect(state.hidden, f"{name}.hidden", "directions, batch, hidden", outputs, sizes.dtype, sizes.library)
     if sizes.cell.has_cell_state:
         if state.cell is None:
             raise InputError(
                 f"{name}.cell is missing.\n  Received: None.\n"
-                f"  Fix: an LSTM's state is State(hidden, cell), each {wanted}."
+                f"  Fix: an LSTM's state is State(hidden, cell), {outputs} and {wanted}."
             )
         expect(state.cell, f"{name}.cell", "directions, batch, hidden", wanted, sizes.dtype, sizes.library)
     elif state.cell is not None:

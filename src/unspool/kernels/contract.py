@@ -3,6 +3,7 @@
 What every kernel set must do, in words and types.  No arithmetic (`reference`), no checks (`checks`).
 
     T time steps   B batch   I input size   H hidden size   D directions (1 or 2)   G gates of the cell
+    P size of a projected hidden state; H where there is no projection
 
 One call runs one layer over a whole batch of sequences, in one or both directions.
 
@@ -103,12 +104,18 @@ class Weights(NamedTuple):
     recurrent: Array  # (G·H, H)
     bias: Array  # (G·H,)  torch's two biases summed, wherever they only add
     candidate_bias: Array = None  # (H,)  GRU only: the bias inside the reset gate's product
+    peephole: Array = None  # (3, H)  LSTM only: c_{t-1} to the input and forget gate, c_t to the output gate
+    projection: Array = None  # (P, H)  LSTM only: h_t = projection (o * tanh(c_t)); P stands in H's place
+    # wherever a hidden state does, in `recurrent` (G·H, P) too
+    norm_input: Array = None  # (2, G·H)  gain and bias of the layer normalisation of W x_t
+    norm_recurrent: Array = None  # (2, G·H)  of that of U h_{t-1}
+    norm_cell: Array = None  # (2, H)  LSTM only: of that of c_t before its tanh
 
 
 class State(NamedTuple):
     """What a layer hands from one step to the next."""
 
-    hidden: Array  # (D, B, H)
+    hidden: Array  # (D, B, H); with a projection (D, B, P)
     cell: Array = None  # (D, B, H)  LSTM only
 
 
@@ -129,7 +136,7 @@ class Flow(NamedTuple):
 
     d_hidden: Array  # (T, B, D, H)  dL/dh_t in full: through the output and through every later step
     d_preactivation: Array  # (T, B, D, G, H)  dL/dz_t
-    d_cell: Array = None  # (T, B, D, H)  LSTM only: dL/dc_t in full
+    d_cell: Array = None  # (T, B, D, H)  LSTM only: dL/dc_t in full; with zoneout of c_t before it
 
 
 class Gradients(NamedTuple):
@@ -150,14 +157,30 @@ class Kernels(Protocol):
     a cut at t = 0 lies before the first step, it replaces the initial state of the forward direction
     and the final state of the reverse one.  `recurrent_mask` (D, B, H) multiplies the hidden state
     wherever it enters the recurrent weights (variational recurrent dropout, Gal & Ghahramani 2016): it
-    holds 0 or 1/keep, the same for every step.
+    holds 0 or 1/keep, the same for every step.  `zoneout` (Krueger et al. 2016) is a `State` of shares,
+    hidden (T, B, D, P) and cell (T, B, D, H) or None, from 0 to 1: that share of a unit's value is kept
+    from the step before (0 or 1 in training, their mean in evaluation).  `patch` is a `Trace` whose arrays
+    may be None: a number there takes the value's place before it is used further, NaN leaves it.
+
+    A set that does not run one of these, or a precision, says so in `prepare` or where it is given.
     """
 
     def describe(self) -> str:
         """The set's name and the path that it takes here, such as `native[avx2]`."""
 
-    def prepare(self, cell: Cell, weights: Sequence[Weights]) -> Any:
-        """Make a handle of the weights, one `Weights` a direction; good until a weight changes."""
+    def prepare(
+        self,
+        cell: Cell,
+        weights: Sequence[Weights],
+        *,
+        cell_clip: float | None = None,
+        preactivation_clip: float | None = None,
+    ) -> Any:
+        """Make a handle of the weights, one `Weights` a direction; good until a weight changes.
+
+        `cell_clip` bounds the LSTM's cell state to ±cell_clip before it is shown and kept,
+        `preactivation_clip` every pre-activation before its gate (ONNX's `clip`).
+        """
 
     def infer(
         self,
@@ -169,6 +192,8 @@ class Kernels(Protocol):
         resets: Array | None = None,
         reset_state: State | None = None,
         recurrent_mask: Array | None = None,
+        zoneout: State | None = None,
+        patch: Trace | None = None,
     ) -> tuple[Array, State]:
         """Run the layer, keep no trace: hidden states (T, B, D, H) and the final state."""
 
@@ -182,6 +207,8 @@ class Kernels(Protocol):
         resets: Array | None = None,
         reset_state: State | None = None,
         recurrent_mask: Array | None = None,
+        zoneout: State | None = None,
+        patch: Trace | None = None,
     ) -> tuple[Trace, State]:
         """Run the layer and keep the trace."""
 
@@ -198,9 +225,11 @@ class Kernels(Protocol):
         resets: Array | None = None,
         reset_state: State | None = None,
         recurrent_mask: Array | None = None,
+        zoneout: State | None = None,
     ) -> tuple[Gradients, Flow]:
         """Run backpropagation through time over a kept trace.
 
         `d_hidden` (T, B, D, H) is what arrives at every output, `d_state` what arrives at the final
-        state; None stands for zeros.  All other arguments are those that `forward` was given.
+        state; None stands for zeros.  All other arguments are those that `forward` was given; a patched
+        run has no backward pass.
         """

@@ -106,9 +106,22 @@ def empty(*shape: int) -> Floats:
     return _core.empty(shape)
 
 
-def prepare(cell: Cell, weights: Sequence[Weights]) -> Prepared:
-    """Pack the weights into the engine's layout; they are copied, not kept."""
-    sizes = checks.check_weights(cell, weights, ("float32",))
+def prepare(
+    cell: Cell,
+    weights: Sequence[Weights],
+    *,
+    cell_clip: float | None = None,
+    preactivation_clip: float | None = None,
+) -> Prepared:
+    """Pack the weights into the engine's layout; they are copied, not kept.
+
+    Raises:
+        KernelsError: an option that the engine does not run.
+    """
+    sizes = checks.check_weights(
+        cell, weights, ("float32",), cell_clip=cell_clip, preactivation_clip=preactivation_clip
+    )
+    _refuse(*sizes.options)
     arrays = [_floats(part) for w in weights for part in w if part is not None]
     layer = _core.Layer(_isa, _CELLS[cell], sizes.input_size, sizes.hidden_size, arrays)
     return Prepared(sizes, layer)
@@ -128,8 +141,11 @@ def infer(
     resets: Array | None = None,
     reset_state: State | None = None,
     recurrent_mask: Array | None = None,
+    zoneout: State | None = None,
+    patch: Trace | None = None,
 ) -> tuple[Floats, State]:
     """Run the layer and keep no trace; see `contract.Kernels`."""
+    _refuse_unless_none(zoneout=zoneout, patch=patch)
     trace, final = _forward(False, prepared, x, state, lengths, resets, reset_state, recurrent_mask)
     return trace.hidden, final
 
@@ -143,8 +159,11 @@ def forward(
     resets: Array | None = None,
     reset_state: State | None = None,
     recurrent_mask: Array | None = None,
+    zoneout: State | None = None,
+    patch: Trace | None = None,
 ) -> tuple[Trace, State]:
     """Run the layer and keep the trace; see `contract.Kernels`."""
+    _refuse_unless_none(zoneout=zoneout, patch=patch)
     return _forward(True, prepared, x, state, lengths, resets, reset_state, recurrent_mask)
 
 
@@ -194,8 +213,10 @@ def backward(
     resets: Array | None = None,
     reset_state: State | None = None,
     recurrent_mask: Array | None = None,
+    zoneout: State | None = None,
 ) -> tuple[Gradients, Flow]:
     """Run backpropagation through time over a kept trace; see `contract.Kernels`."""
+    _refuse_unless_none(zoneout=zoneout)
     sizes = prepared.sizes
     time, batch = checks.check_run(sizes, x, state, lengths, resets, reset_state, recurrent_mask)
     checks.check_backward(sizes, time, batch, trace, d_hidden, d_state)
@@ -235,6 +256,19 @@ def backward(
     )
     gradients = Gradients(d_x, tuple(d_weights), d_initial, None if reset_state is None else d_reset)
     return gradients, flow
+
+
+def _refuse(*options: str) -> None:
+    if options:
+        raise KernelsError(
+            f"the native kernels do not run {' and '.join(options)}.\n"
+            f"  Received: a layer with {', '.join(options)}.\n"
+            f'  Fix: kernels="reference", which runs every option, slowly.'
+        )
+
+
+def _refuse_unless_none(**given: Any) -> None:
+    _refuse(*(name for name, value in given.items() if value is not None))
 
 
 def _given(

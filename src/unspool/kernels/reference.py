@@ -12,7 +12,7 @@ read, and everything faster answers to it.  It is held itself to finite differen
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,13 +26,7 @@ from unspool.kernels.contract import (
     Trace,
     Weights,
 )
-
-
-class Prepared(NamedTuple):
-    """The weights as they were given, and their sizes."""
-
-    sizes: checks.Sizes
-    weights: tuple[Weights, ...]
+from unspool.kernels.equations import Prepared, nothing, step, step_back, where, zeros
 
 
 def describe() -> str:
@@ -40,9 +34,18 @@ def describe() -> str:
     return "reference"
 
 
-def prepare(cell: Cell, weights: Sequence[Weights]) -> Prepared:
-    """Check the weights and keep them."""
-    return Prepared(checks.check_weights(cell, weights, ("float32", "float64")), tuple(weights))
+def prepare(
+    cell: Cell,
+    weights: Sequence[Weights],
+    *,
+    cell_clip: float | None = None,
+    preactivation_clip: float | None = None,
+) -> Prepared:
+    """Check the weights and keep them; see `contract.Kernels`."""
+    sizes = checks.check_weights(
+        cell, weights, ("float32", "float64"), cell_clip=cell_clip, preactivation_clip=preactivation_clip
+    )
+    return Prepared(sizes, tuple(weights), cell_clip, preactivation_clip)
 
 
 def infer(
@@ -54,6 +57,8 @@ def infer(
     resets: Array | None = None,
     reset_state: State | None = None,
     recurrent_mask: Array | None = None,
+    zoneout: State | None = None,
+    patch: Trace | None = None,
 ) -> tuple[Array, State]:
     """Run one layer over a batch of sequences; see `contract.Kernels`."""
     trace, final = forward(
@@ -64,6 +69,8 @@ def infer(
         resets=resets,
         reset_state=reset_state,
         recurrent_mask=recurrent_mask,
+        zoneout=zoneout,
+        patch=patch,
     )
     return trace.hidden, final
 
@@ -77,6 +84,8 @@ def forward(
     resets: Array | None = None,
     reset_state: State | None = None,
     recurrent_mask: Array | None = None,
+    zoneout: State | None = None,
+    patch: Trace | None = None,
 ) -> tuple[Trace, State]:
     """Run one layer over a batch of sequences and keep the trace.
 
@@ -91,6 +100,14 @@ def forward(
         gru   r, u = sigmoid(z)   n = tanh(W_n x_t + b_n + r * (U_n h_{t-1} + b'_n))
               h_t = (1 - u) * n + u * h_{t-1}
 
+    What a layer may have beyond that, each where its weights or arguments are given:
+
+        layer norm      z_t = N(W x_t) + N(U h_{t-1}) + b, each over all gates; h_t = o * tanh(N(c_t))
+        peephole        z_i, z_f += p_i, p_f * c_{t-1}        z_o += p_o * c_t
+        clips           z to ±preactivation_clip, before its gate     c_t to ±cell_clip
+        projection      h_t = R (o * tanh(c_t))
+        zoneout         c_t, h_t = m * the one before + (1 - m) * the new; h_t from the new c_t
+
     Args:
         prepared: from `prepare`.
         x: (T, B, I) the inputs, time first.
@@ -99,6 +116,8 @@ def forward(
         resets: (T, B) True at t cuts the sequence between t-1 and t.
         reset_state: (D, B, H) each, what a cut puts in the state's place.  None: zeros.
         recurrent_mask: (D, B, H) multiplies h_{t-1} before U.
+        zoneout: (T, B, D, H) each, the shares m.
+        patch: numbers that take a value's place before it is used further; NaN leaves it.
 
     Returns:
         The trace, and the state after each sequence's own last real step (in reverse, its first).
@@ -108,83 +127,55 @@ def forward(
         InputError: when an argument does not fit.
 
     Source: Elman 1990; Hochreiter & Schmidhuber 1997, forget gate by Gers et al. 2000; Cho et al.
-    2014 with the reset gate after the recurrent product, as cuDNN and torch have it.
+    2014 with the reset gate after the recurrent product, as cuDNN and torch have it.  Peepholes, Gers and
+    Schmidhuber 2000; projection, Sak et al. 2014; layer norm, Ba et al. 2016; zoneout, Krueger et al. 2016.
     """
     sizes = prepared.sizes
-    time, batch = checks.check_run(sizes, x, state, lengths, resets, reset_state, recurrent_mask)
+    time, batch = checks.check_run(
+        sizes, x, state, lengths, resets, reset_state, recurrent_mask, zoneout, patch
+    )
     run = _Run(x, batch, time, lengths, resets)
     hidden_size, gates = sizes.hidden_size, sizes.gates
 
     initial = _filled(state, x, sizes, batch)
     fresh = _filled(reset_state, x, sizes, batch)
     trace = Trace(
-        gates=_zeros(x, time, batch, sizes.directions, gates, hidden_size),
-        hidden=_zeros(x, time, batch, sizes.directions, hidden_size),
-        cell=_zeros(x, time, batch, sizes.directions, hidden_size) if sizes.cell is Cell.LSTM else None,
+        gates=zeros(x, time, batch, sizes.directions, gates, hidden_size),
+        hidden=zeros(x, time, batch, sizes.directions, sizes.output_size),
+        cell=zeros(x, time, batch, sizes.directions, hidden_size) if sizes.cell is Cell.LSTM else None,
         recurrent_candidate=(
-            _zeros(x, time, batch, sizes.directions, hidden_size) if sizes.cell is Cell.GRU else None
+            zeros(x, time, batch, sizes.directions, hidden_size) if sizes.cell is Cell.GRU else None
         ),
     )
-    final_hidden = _zeros(x, sizes.directions, batch, hidden_size)
-    final_cell = _zeros(x, sizes.directions, batch, hidden_size)
+    final_hidden = zeros(x, sizes.directions, batch, sizes.output_size)
+    final_cell = zeros(x, sizes.directions, batch, hidden_size)
 
-    for d, weights in enumerate(prepared.weights):
+    for d in range(sizes.directions):
         h, c = initial.hidden[d], initial.cell[d]
         for t in run.order(d):
             live = run.live(t)
             cut = run.cut_before(t, d)
-            h = _where(cut, fresh.hidden[d], h)
-            c = _where(cut, fresh.cell[d], c)
+            h = where(cut, fresh.hidden[d], h)
+            c = where(cut, fresh.cell[d], c)
             masked = h if recurrent_mask is None else h * recurrent_mask[d]
-            x_t = _where(live, x[t], _nothing(x[t]))
-            from_input = x_t @ weights.input.T + weights.bias  # (B, G·H)
-            from_hidden = masked @ weights.recurrent.T  # (B, G·H)
-            activated, h_new, c_new, recurrent_candidate = _step(
-                sizes.cell, from_input, from_hidden, weights.candidate_bias, h, c
-            )
-            for g, gate in enumerate(activated):
-                trace.gates[t, :, d, g] = _where(live, gate, trace.gates[t, :, d, g])
-            trace.hidden[t, :, d] = _where(live, h_new, trace.hidden[t, :, d])
+            x_t = _only(live, x[t])
+            kept = _zoneout_at(zoneout, t, d, live)
+            made = step(prepared, d, x_t, h, c, masked, kept, _patch_at(patch, t, d))
+            for g, gate in enumerate(made.gates):
+                trace.gates[t, :, d, g] = where(live, gate, trace.gates[t, :, d, g])
+            trace.hidden[t, :, d] = where(live, made.hidden, trace.hidden[t, :, d])
             if trace.cell is not None:
-                trace.cell[t, :, d] = _where(live, c_new, trace.cell[t, :, d])
+                trace.cell[t, :, d] = where(live, made.cell, trace.cell[t, :, d])
             if trace.recurrent_candidate is not None:
-                trace.recurrent_candidate[t, :, d] = _where(
-                    live, recurrent_candidate, trace.recurrent_candidate[t, :, d]
+                trace.recurrent_candidate[t, :, d] = where(
+                    live, made.recurrent_candidate, trace.recurrent_candidate[t, :, d]
                 )
-            h = _where(live, h_new, h)
-            c = _where(live, c_new, c)
+            h = where(live, made.hidden, h)
+            c = where(live, made.cell, c)
         leaving = run.cut_after_last(d)
-        final_hidden[d] = _where(leaving, fresh.hidden[d], h)
-        final_cell[d] = _where(leaving, fresh.cell[d], c)
+        final_hidden[d] = where(leaving, fresh.hidden[d], h)
+        final_cell[d] = where(leaving, fresh.cell[d], c)
     return trace, State(final_hidden, final_cell if sizes.cell is Cell.LSTM else None)
-
-
-def _step(
-    cell: Cell,
-    from_input: Array,
-    from_hidden: Array,
-    candidate_bias: Array | None,
-    h_prev: Array,
-    c_prev: Array,
-) -> tuple[tuple[Array, ...], Array, Array, Array | None]:
-    """One step of a cell: its activated gates, h_t, c_t, and the GRU's U_n h_{t-1} + b'_n."""
-    if cell is Cell.LSTM:
-        z_i, z_f, z_g, z_o = _split(from_input + from_hidden, 4)
-        i, f, g, o = _sigmoid(z_i), _sigmoid(z_f), _tanh(z_g), _sigmoid(z_o)
-        c = f * c_prev + i * g
-        h = o * _tanh(c)
-        return (i, f, g, o), h, c, None
-    if cell is Cell.GRU:
-        x_r, x_u, x_n = _split(from_input, 3)
-        h_r, h_u, h_n = _split(from_hidden, 3)
-        r, u = _sigmoid(x_r + h_r), _sigmoid(x_u + h_u)
-        recurrent_candidate = h_n + candidate_bias
-        n = _tanh(x_n + r * recurrent_candidate)
-        h = (1 - u) * n + u * h_prev
-        return (r, u, n), h, c_prev, recurrent_candidate
-    z = from_input + from_hidden
-    h = _tanh(z) if cell is Cell.RNN_TANH else _where(z < 0, _nothing(z), z)
-    return (h,), h, c_prev, None
 
 
 def backward(
@@ -199,6 +190,7 @@ def backward(
     resets: Array | None = None,
     reset_state: State | None = None,
     recurrent_mask: Array | None = None,
+    zoneout: State | None = None,
 ) -> tuple[Gradients, Flow]:
     """Run backpropagation through time over a kept trace.
 
@@ -207,7 +199,8 @@ def backward(
         dL/dW   = sum over t of dL/dz_t x_t^T       dL/dU = sum over t of dL/dz_t h_{t-1}^T
 
     Args:
-        prepared, x, state, lengths, resets, reset_state, recurrent_mask: as `forward` was given them.
+        prepared, x, state, lengths, resets, reset_state, recurrent_mask, zoneout: as `forward` was given
+            them.
         trace: what `forward` returned.
         d_hidden: (T, B, D, H) what arrives at each output.  None: zeros.
         d_state: (D, B, H) each, what arrives at the final state.  None: zeros.
@@ -222,84 +215,92 @@ def backward(
     Source: Werbos 1990; the LSTM's full gradient, Graves & Schmidhuber 2005.
     """
     sizes = prepared.sizes
-    time, batch = checks.check_run(sizes, x, state, lengths, resets, reset_state, recurrent_mask)
+    time, batch = checks.check_run(sizes, x, state, lengths, resets, reset_state, recurrent_mask, zoneout)
     checks.check_backward(sizes, time, batch, trace, d_hidden, d_state)
     run = _Run(x, batch, time, lengths, resets)
     hidden_size, gates, directions = sizes.hidden_size, sizes.gates, sizes.directions
+    outputs = sizes.output_size
 
     initial = _filled(state, x, sizes, batch)
     fresh = _filled(reset_state, x, sizes, batch)
     arriving = _filled(d_state, x, sizes, batch)
     flow = Flow(
-        d_hidden=_zeros(x, time, batch, directions, hidden_size),
-        d_preactivation=_zeros(x, time, batch, directions, gates, hidden_size),
-        d_cell=_zeros(x, time, batch, directions, hidden_size) if sizes.cell is Cell.LSTM else None,
+        d_hidden=zeros(x, time, batch, directions, outputs),
+        d_preactivation=zeros(x, time, batch, directions, gates, hidden_size),
+        d_cell=zeros(x, time, batch, directions, hidden_size) if sizes.cell is Cell.LSTM else None,
     )
-    d_x = _zeros(x, time, batch, sizes.input_size)
+    d_x = zeros(x, time, batch, sizes.input_size)
     d_weights = []
-    d_initial = State(_zeros(x, directions, batch, hidden_size), _zeros(x, directions, batch, hidden_size))
-    d_fresh = State(_zeros(x, directions, batch, hidden_size), _zeros(x, directions, batch, hidden_size))
+    d_initial = State(zeros(x, directions, batch, outputs), zeros(x, directions, batch, hidden_size))
+    d_fresh = State(zeros(x, directions, batch, outputs), zeros(x, directions, batch, hidden_size))
 
     for d, weights in enumerate(prepared.weights):
-        d_input = _nothing(weights.input)
-        d_recurrent = _nothing(weights.recurrent)
-        d_bias = _nothing(weights.bias)
-        d_candidate_bias = None if weights.candidate_bias is None else _nothing(weights.candidate_bias)
-        nothing = _zeros(x, batch, hidden_size)
+        sums = Weights(*(None if part is None else nothing(part) for part in weights))
+        none = zeros(x, batch, outputs)
+        no_cell = zeros(x, batch, hidden_size)
 
         leaving = run.cut_after_last(d)
-        dh, dc = _where(leaving, nothing, arriving.hidden[d]), _where(leaving, nothing, arriving.cell[d])
-        d_fresh.hidden[d] += _where(leaving, arriving.hidden[d], nothing)
-        d_fresh.cell[d] += _where(leaving, arriving.cell[d], nothing)
+        dh, dc = where(leaving, none, arriving.hidden[d]), where(leaving, no_cell, arriving.cell[d])
+        d_fresh.hidden[d] += where(leaving, arriving.hidden[d], none)
+        d_fresh.cell[d] += where(leaving, arriving.cell[d], no_cell)
 
         order = run.order(d)
-        for step in reversed(range(time)):
-            t = order[step]
+        for t in reversed(order):
             live = run.live(t)
             cut = run.cut_before(t, d)
             inside, before = run.before(t, d)
             # h_{t-1} as step t saw it: the initial state at a sequence's first step, the reset
             # state behind a cut, the trace elsewhere.
-            h_prev = _where(inside, trace.hidden[before, :, d], initial.hidden[d])
-            h_prev = _where(cut, fresh.hidden[d], h_prev)
-            c_prev = nothing
+            h_prev = where(inside, trace.hidden[before, :, d], initial.hidden[d])
+            h_prev = where(cut, fresh.hidden[d], h_prev)
+            c_prev = no_cell
             if trace.cell is not None:
-                c_prev = _where(inside, trace.cell[before, :, d], initial.cell[d])
-                c_prev = _where(cut, fresh.cell[d], c_prev)
+                c_prev = where(inside, trace.cell[before, :, d], initial.cell[d])
+                c_prev = where(cut, fresh.cell[d], c_prev)
 
-            dh_t = dh if d_hidden is None else dh + _where(live, d_hidden[t, :, d], nothing)
-            dc_t, dz_input, dz_recurrent, dh_past, dc_past = _step_back(
-                sizes.cell, trace, t, d, dh_t, dc, h_prev, c_prev
-            )
-            dz_input = _where(live, dz_input, _nothing(dz_input))
-            dz_recurrent = _where(live, dz_recurrent, _nothing(dz_recurrent))
-
-            flow.d_hidden[t, :, d] = _where(live, dh_t, nothing)
-            if flow.d_cell is not None:
-                flow.d_cell[t, :, d] = _where(live, dc_t, nothing)
-            for g, part in enumerate(_split(dz_input, gates)):
-                flow.d_preactivation[t, :, d, g] = part
-
+            dh_t = dh if d_hidden is None else dh + where(live, d_hidden[t, :, d], none)
             masked = h_prev if recurrent_mask is None else h_prev * recurrent_mask[d]
-            masked = _where(live, masked, nothing)
-            x_t = _where(live, x[t], _nothing(x[t]))
-            d_input = d_input + dz_input.T @ x_t
-            d_recurrent = d_recurrent + dz_recurrent.T @ masked
-            d_bias = d_bias + dz_input.sum(0)
-            if d_candidate_bias is not None:
-                d_candidate_bias = d_candidate_bias + _split(dz_recurrent, 3)[2].sum(0)
-            d_x[t] = d_x[t] + _where(live, dz_input @ weights.input, _nothing(x[t]))
+            # A step that does not exist is undone with zeros, and nothing of it is kept.
+            masked = _only(live, masked)
+            x_t = _only(live, x[t])
+            undone = step_back(
+                prepared,
+                d,
+                tuple(_only(live, trace.gates[t, :, d, g]) for g in range(gates)),
+                None if trace.cell is None else _only(live, trace.cell[t, :, d]),
+                None
+                if trace.recurrent_candidate is None
+                else _only(live, trace.recurrent_candidate[t, :, d]),
+                x_t,
+                _only(live, h_prev),
+                _only(live, c_prev),
+                masked,
+                _zoneout_at(zoneout, t, d, live),
+                _only(live, dh_t),
+                _only(live, dc),
+            )
+            flow.d_hidden[t, :, d] = where(live, dh_t, none)
+            if flow.d_cell is not None:
+                flow.d_cell[t, :, d] = where(live, undone.d_cell, no_cell)
+            size = hidden_size
+            for g in range(gates):
+                flow.d_preactivation[t, :, d, g] = undone.d_preactivation[:, g * size : (g + 1) * size]
+            made = undone.d_weights._replace(
+                input=undone.d_input.T @ x_t, recurrent=undone.d_recurrent.T @ masked
+            )
+            sums = Weights(*(None if a is None else a + b for a, b in zip(sums, made, strict=True)))
+            d_x[t] = d_x[t] + undone.d_input @ weights.input
 
-            through = dz_recurrent @ weights.recurrent  # (B, H)
+            through = undone.d_recurrent @ weights.recurrent  # (B, P)
             through = through if recurrent_mask is None else through * recurrent_mask[d]
-            dh_past = dh_past + through
-            d_fresh.hidden[d] += _where(cut, dh_past, nothing)
-            d_fresh.cell[d] += _where(cut, dc_past, nothing)
-            dh = _where(live, _where(cut, nothing, dh_past), dh)
-            dc = _where(live, _where(cut, nothing, dc_past), dc)
+            dh_past, dc_past = undone.d_hidden_before + through, undone.d_cell_before
+            d_fresh.hidden[d] += where(cut, dh_past, none)
+            d_fresh.cell[d] += where(cut, dc_past, no_cell)
+            dh = where(live, where(cut, none, dh_past), dh)
+            dc = where(live, where(cut, no_cell, dc_past), dc)
         d_initial.hidden[d] += dh
         d_initial.cell[d] += dc
-        d_weights.append(Weights(d_input, d_recurrent, d_bias, d_candidate_bias))
+        d_weights.append(sums)
 
     gradients = Gradients(
         x=d_x,
@@ -308,45 +309,6 @@ def backward(
         reset_state=None if reset_state is None else _without_cell(d_fresh, sizes),
     )
     return gradients, flow
-
-
-def _step_back(
-    cell: Cell,
-    trace: Trace,
-    t: int,
-    d: int,
-    dh: Array,
-    dc: Array,
-    h_prev: Array,
-    c_prev: Array,
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Undo one step.
-
-    Returns dL/dc_t, dL/dz_t as the input product and as the recurrent product see it (they differ in
-    the GRU's candidate), and what passes to h_{t-1} and c_{t-1} other than through the weights.
-    """
-    gates = trace.gates[t, :, d]
-    if cell is Cell.LSTM:
-        assert trace.cell is not None
-        i, f, g, o = gates[:, 0], gates[:, 1], gates[:, 2], gates[:, 3]
-        squashed = _tanh(trace.cell[t, :, d])
-        dc_t = dc + dh * o * (1 - squashed * squashed)
-        dz_i = dc_t * g * i * (1 - i)
-        dz_f = dc_t * c_prev * f * (1 - f)
-        dz_g = dc_t * i * (1 - g * g)
-        dz_o = dh * squashed * o * (1 - o)
-        dz = _join((dz_i, dz_f, dz_g, dz_o))
-        return dc_t, dz, dz, _nothing(dh), dc_t * f
-    if cell is Cell.GRU:
-        assert trace.recurrent_candidate is not None
-        r, u, n = gates[:, 0], gates[:, 1], gates[:, 2]
-        dz_n = dh * (1 - u) * (1 - n * n)
-        dz_r = dz_n * trace.recurrent_candidate[t, :, d] * r * (1 - r)
-        dz_u = dh * (h_prev - n) * u * (1 - u)
-        return dc, _join((dz_r, dz_u, dz_n)), _join((dz_r, dz_u, dz_n * r)), dh * u, dc
-    h = gates[:, 0]
-    dz = dh * (1 - h * h) if cell is Cell.RNN_TANH else _where(h > 0, dh, _nothing(dh))
-    return dc, dz, dz, _nothing(dh), dc
 
 
 class _Run:
@@ -397,52 +359,31 @@ class _Run:
 
 def _filled(state: State | None, x: Array, sizes: checks.Sizes, batch: int) -> State:
     """A state with both parts present: zeros stand for what is not given or not there."""
-    zeros = _zeros(x, sizes.directions, batch, sizes.hidden_size)
+    no_cell = zeros(x, sizes.directions, batch, sizes.hidden_size)
     if state is None:
-        return State(zeros, zeros)
-    return State(state.hidden, zeros if state.cell is None else state.cell)
+        return State(zeros(x, sizes.directions, batch, sizes.output_size), no_cell)
+    return State(state.hidden, no_cell if state.cell is None else state.cell)
+
+
+def _only(live: Array, array: Array) -> Array:
+    """The array where there is a step, 0 elsewhere."""
+    return where(live, array, nothing(array))
+
+
+def _zoneout_at(zoneout: State | None, t: int, d: int, live: Array) -> State | None:
+    """The shares of one step and direction; 0 where there is no step."""
+    if zoneout is None:
+        return None
+    parts = [None if part is None else part[t, :, d] for part in zoneout]
+    return State(*(None if part is None else _only(live, part) for part in parts))
+
+
+def _patch_at(patch: Trace | None, t: int, d: int) -> Trace | None:
+    """The values set at one step and direction."""
+    if patch is None:
+        return None
+    return Trace(*(None if part is None else part[t, :, d] for part in patch))
 
 
 def _without_cell(state: State, sizes: checks.Sizes) -> State:
     return state if sizes.cell is Cell.LSTM else State(state.hidden)
-
-
-# NumPy and torch, one text: the operations whose spelling differs.
-
-
-def _library(x: Array) -> Any:
-    return sys.modules["torch"] if hasattr(x, "detach") else np
-
-
-def _zeros(like: Array, *shape: int) -> Array:
-    if hasattr(like, "detach"):
-        return like.new_zeros(shape)
-    return np.zeros(shape, like.dtype)
-
-
-def _nothing(like: Array) -> Array:
-    return _zeros(like, *like.shape)
-
-
-def _where(condition: Array, yes: Array, no: Array) -> Array:
-    return _library(yes).where(condition, yes, no)
-
-
-def _tanh(z: Array) -> Array:
-    return _library(z).tanh(z)
-
-
-def _sigmoid(z: Array) -> Array:
-    # The exponent is never positive, so nothing overflows and both tails keep their digits.
-    e = _library(z).exp(-abs(z))
-    return _where(z < 0, e / (1 + e), 1 / (1 + e))
-
-
-def _split(z: Array, parts: int) -> tuple[Array, ...]:
-    size = z.shape[1] // parts
-    return tuple(z[:, g * size : (g + 1) * size] for g in range(parts))
-
-
-def _join(parts: Sequence[Array]) -> Array:
-    library = _library(parts[0])
-    return library.concatenate(parts, 1)
