@@ -6,15 +6,19 @@
 #   make mutants     plant bugs in the kernels; each must fail the contract suite
 #   make published   train the sentiment recipe on the benchmarks, five seeds each (an hour and more)
 #   make bench       time the engine against torch, interleaved
+#   make soak        the verification tests, the long versions
+#   make sanitize    the tests on engines built with gcc's sanitizers
+#   make thirdparty  others' models and algorithms with our layers in them, in an environment of its own
 #   make clean       remove what make has made, but for runs/
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+GUESTS ?= .venv-thirdparty
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILT := native/*.cpp native/*.h CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test check format lint mutants published bench clean
+.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/unspool train sentiment --output runs/demo --force
@@ -45,6 +49,24 @@ published: $(VENV)/dev-installed
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/kernels.py
 
+soak: $(VENV)/dev-installed
+	$(BIN)/python benchmarks/verification.py soak
+
+sanitize: $(VENV)/dev-installed
+	$(BIN)/python benchmarks/verification.py sanitize
+
+thirdparty: $(GUESTS)/installed
+	$(GUESTS)/bin/python -m pytest -c tests/thirdparty/pytest.ini tests/thirdparty
+
+# Others' packages ask for newer and older tools than ours: pinned in a list of their own, without what they drag in.
+$(GUESTS)/installed: constraints.txt tests/thirdparty/constraints.txt $(wildcard $(BUILT))
+	$(PYTHON) -m venv $(GUESTS)
+	$(GUESTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt scikit-build-core nanobind cmake ninja
+	$(GUESTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/thirdparty/constraints.txt
+	$(GUESTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --config-settings build-dir=build/thirdparty --editable .
+	touch $@
+
 # Built without isolation, so that the pinned build tools are used and nothing is fetched twice.
 $(VENV)/build-tools: constraints.txt
 	@echo "making the environment $(VENV)"
@@ -63,4 +85,4 @@ $(VENV)/dev-installed: $(VENV)/build-tools $(wildcard $(BUILT))
 	touch $@ $(VENV)/demo-installed
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(GUESTS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -11,6 +11,9 @@ import pytest
 
 from unspool.errors import KernelsError
 
+# Others' packages, in an environment of their own: make thirdparty.
+collect_ignore = ["thirdparty"]
+
 # A job in the background begins with Ctrl-C ignored, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,116 @@
+"""Run the tests on an engine built with gcc's sanitizers, which end the process at the first fault.
+
+    python tests/sanitize.py            both
+    python tests/sanitize.py address    addresses (ASan) and undefined behaviour (UBSan): the contract suite,
+                                        the engine's tests and the verification suite
+    python tests/sanitize.py thread     races (TSan): what works with threads, forks and many callers
+
+Builds in a folder and an environment of its own, build/sanitized-*, which reads the tools from the
+environment that runs this.  Python itself is not instrumented: gcc's runtimes are preloaded, and leaks are
+not looked for, since CPython leaves memory to the system when it ends.  In the build for addresses the
+engine keeps and rounds up no memory, so that an access past an array's end is seen.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Sanitizer(NamedTuple):
+    """What is built in, what Python is run with, what is run."""
+
+    flags: str
+    preloaded: tuple[str, ...]
+    settings: dict[str, str]
+    tests: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+
+
+SANITIZERS = {
+    "address": Sanitizer(
+        "address,undefined",
+        ("libasan.so", "libubsan.so", "libstdc++.so"),
+        {
+            "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1:allocator_may_return_null=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        },
+        ("tests/contract", "tests/kernels/test_native.py", "tests/test_stream.py", "tests/verification"),
+        # That memory is kept, which it is not here.
+        ("tests/kernels/test_native.py::test_memory_is_handed_out_again_only_when_it_is_free",),
+    ),
+    "thread": Sanitizer(
+        "thread",
+        ("libtsan.so", "libstdc++.so"),
+        {"TSAN_OPTIONS": "die_after_fork=0:halt_on_error=1:second_deadlock_stack=1:report_signal_unsafe=0"},
+        (
+            "tests/kernels/test_native.py",
+            "tests/contract/test_independence.py",
+            "tests/verification/test_bits.py",
+            "tests/verification/test_processes.py",
+            "tests/test_stream.py",
+        ),
+    ),
+}
+
+
+def build(name: str, sanitizer: Sanitizer) -> Path:
+    """An environment with the engine so built; the path of its Python."""
+    place = ROOT / "build" / f"sanitized-{name}"
+    python = place / "venv" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", place / "venv"], check=True)
+        packages = next((place / "venv" / "lib").glob("python3*")) / "site-packages"
+        (packages / "tools.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    settings = {
+        "build-dir": str(place / "cmake"),
+        "cmake.define.UNSPOOL_SANITIZE": sanitizer.flags,
+        "install.strip": "false",
+    }
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
+    install += ["--disable-pip-version-check", "--no-build-isolation", "--force-reinstall"]
+    for key, value in settings.items():
+        install += ["--config-settings", f"{key}={value}"]
+    subprocess.run([*install, "."], cwd=ROOT, check=True)
+    return python
+
+
+def run(name: str, chosen: list[str]) -> bool:
+    """Build and run the tests; whether all went well."""
+    sanitizer = SANITIZERS[name]
+    python = build(name, sanitizer)
+    found = [
+        subprocess.run(["gcc", f"-print-file-name={each}"], capture_output=True, text=True, check=True)
+        for each in sanitizer.preloaded
+    ]
+    environment = os.environ | sanitizer.settings
+    environment |= {"LD_PRELOAD": " ".join(each.stdout.strip() for each in found), "REQUIRE": "native"}
+    environment |= {"UNSPOOL_SANITIZED": name}
+    # TSan needs its own ranges of addresses: without their being drawn at random it has them.
+    fixed = ["setarch", platform.machine(), "--addr-no-randomize"] if name == "thread" else []
+    command = [*fixed, str(python), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += [f"--deselect={test}" for test in sanitizer.left_out]
+    print(f"{sanitizer.flags}: {' '.join(chosen or sanitizer.tests)}", flush=True)
+    return (
+        subprocess.run(
+            [*command, *(chosen or sanitizer.tests)], cwd=ROOT, env=environment, check=False
+        ).returncode
+        == 0
+    )
+
+
+def main(words: list[str]) -> int:
+    """Run those that are named, or all; other words are tests to run in place of the usual ones."""
+    names = [word for word in words if word in SANITIZERS] or list(SANITIZERS)
+    chosen = [word for word in words if word not in SANITIZERS]
+    went_well = [run(name, chosen) for name in names]
+    return 0 if all(went_well) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
