@@ -15,7 +15,7 @@ from torch import Tensor
 from unspool.kernels import checks, choose, load
 from unspool.kernels.contract import Array, Cell, Kernels, State, Trace, Weights
 
-_PARTS = 4  # tensors that each direction's weights flatten into
+_PARTS = len(Weights._fields)  # what each direction's weights flatten into, None among them
 
 
 class Run(NamedTuple):
