@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import networks
-from unspool import files, introspect
+from unspool import files
 from unspool.errors import InputError, ModelFileError
-from unspool.introspect import Contributions, Recording, contributions, record
+from unspool.introspect import Contributions, Recording, attribution, contributions, record
 from unspool.kernels.contract import Cell, Gate, Trace, Weights
 from unspool.model import POOLINGS
 from unspool.recipes import sentiment
@@ -492,11 +492,11 @@ def test_each_point_of_the_path_is_computed_as_if_alone(cell: str, pooling: str)
     x = rng.normal(0, 1, (9, 6, 5)).astype(np.float32)
     lengths = np.array([9, 4, 0, 1, 9, 6])
     towards = np.array([1, 0, -1], np.float32)
-    together = introspect._margin_gradient(model, x, lengths, towards)
+    together = attribution._margin_gradient(model, x, lengths, towards)
     assert together.shape == x.shape
     for row, length in enumerate(lengths):
         if length:
-            alone = introspect._margin_gradient(
+            alone = attribution._margin_gradient(
                 model, np.ascontiguousarray(x[:length, row : row + 1]), lengths[row : row + 1], towards
             )
             np.testing.assert_array_equal(alone[:, 0], together[:length, row])
@@ -515,7 +515,7 @@ def test_unpool_is_the_gradient_of_the_recipes_pooling(pooling: str, directions:
     x = torch.from_numpy(hidden.reshape(5, 5, -1)).requires_grad_()
     sentiment.pool(x, torch.from_numpy(lengths), pooling, 3).backward(torch.from_numpy(d_pooled))
     assert x.grad is not None
-    found = introspect._unpool(hidden, lengths, pooling, d_pooled)
+    found = attribution._unpool(hidden, lengths, pooling, d_pooled)
     # What reaches the padding is nobody's: torch's mean gives it a share, and the kernels never read it.
     np.testing.assert_allclose(found, x.grad.numpy() * live[:, :, None], rtol=1e-6)
     assert not found[~live].any()

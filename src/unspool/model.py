@@ -154,13 +154,11 @@ class Model:
         self.class_weights: Floats = tensors["classifier.weight"]  # (C, pooled)
         self.class_bias: Floats = tensors["classifier.bias"]  # (C,)
         self.kernels: Kernels = choose("float32") if kernels == "auto" else load(kernels)
-        self.layers = [
-            self.kernels.prepare(
-                description.cell,
-                layer_weights(description.cell, description.directions, tensors, f"layers.{k}."),
-            )
+        self.weights = [
+            layer_weights(description.cell, description.directions, tensors, f"layers.{k}.")
             for k in range(description.num_layers)
         ]
+        self.layers = [self.kernels.prepare(description.cell, weights) for weights in self.weights]
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, kernels: str = "auto") -> "Model":

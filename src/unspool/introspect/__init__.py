@@ -1,0 +1,49 @@
+"""What a network keeps, erases and passes back: functions from data to data, drawn elsewhere (`page`).
+
+Nothing is computed by a second path: gates and states are the trace that the kernels kept, gradients come
+through the kernels' own backward pass.
+
+    recording.py      every gate and state of a model's run over a text
+    attribution.py    which word moved the answer
+    gradients.py      the chain rule's terms, the gradient by lag, Jacobians
+    statistics.py     saturation of gates, span of memory
+    faults.py         where a run first went wrong
+    intervene.py      runs with gates or states set
+    stack.py          the layers of whatever is looked at, in one form
+    tables.py         results as pandas tables
+"""
+
+from unspool.introspect.attribution import Contributions, contributions
+from unspool.introspect.faults import Fault, locate
+from unspool.introspect.gradients import (
+    GradientFlow,
+    Jacobian,
+    Terms,
+    gradient_flow,
+    gradient_terms,
+    jacobian,
+)
+from unspool.introspect.intervene import ablate, patch
+from unspool.introspect.recording import Recording, record
+from unspool.introspect.statistics import MemorySpan, Saturation, memory_span, saturation
+
+__all__ = [
+    "Contributions",
+    "Fault",
+    "GradientFlow",
+    "Jacobian",
+    "MemorySpan",
+    "Recording",
+    "Saturation",
+    "Terms",
+    "ablate",
+    "contributions",
+    "gradient_flow",
+    "gradient_terms",
+    "jacobian",
+    "locate",
+    "memory_span",
+    "patch",
+    "record",
+    "saturation",
+]

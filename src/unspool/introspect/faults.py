@@ -1,0 +1,178 @@
+"""Where a run first went wrong: the layer, direction, step, gate, sample and unit of the first bad value.
+
+T time steps   B batch   H hidden size   D directions   G gates
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from unspool.introspect import stack as stacks
+from unspool.introspect.stack import Numbers, Pass, Stack
+from unspool.kernels.contract import Cell, Gate
+
+LARGE = 1e6
+_GATED = (Cell.LSTM, Cell.GRU)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fault:
+    """The first bad value, in the order in which the layers compute.
+
+    Attributes:
+        kind: "not finite", "exploding" or "saturated".
+        what: the input, a gate's name, the cell state, the hidden state, or a weight's name.
+        layer, direction, step, sample, unit: where; None where a weight itself is bad.
+        value: the value.
+        norms: the size of the sample's hidden state over the last steps before, the latest last.
+        spectral_norm: the largest singular value of the layer's recurrent weights.
+    """
+
+    kind: str
+    what: str
+    layer: int
+    direction: int
+    step: int | None
+    sample: int | None
+    unit: int | None
+    value: float
+    norms: Numbers
+    spectral_norm: float
+
+    def __str__(self) -> str:
+        reading = ("forward", "reverse")[self.direction]
+        place = "" if self.step is None else f", step {self.step}, sample {self.sample}, unit {self.unit}"
+        before = ", ".join(f"{norm:.3g}" for norm in self.norms) or "none: it is the first step read"
+        return (
+            f"{self.kind}: {self.what} is {self.value:g} in layer {self.layer}, {reading}{place}\n"
+            f"  hidden state's size over the steps before: {before}\n"
+            f"  recurrent weights' largest singular value: {self.spectral_norm:.4g}"
+        )
+
+
+def locate(
+    layer: Any, x: Any, *, lengths: Any = None, saturated: bool = False, large: float = LARGE
+) -> Fault | None:
+    """Find the first value that is not finite, or too large, in the order in which a layer computes.
+
+    Args:
+        layer, x, lengths: as for `gradient_terms`.
+        saturated: also look for a gate that is at one end for a whole sequence.
+        large: a state of this size counts as exploding.
+
+    Returns:
+        The first fault, or None where all is well.
+
+    Raises:
+        InputError: an argument does not fit.
+    """
+    stack = stacks.of(layer)
+    array, _ = stack.read(x)
+    with np.errstate(all="ignore"):
+        for k, weights in enumerate(stack.weights):
+            for d, w in enumerate(weights):
+                for name, part in w._asdict().items():
+                    if part is not None and not np.isfinite(part).all():
+                        value = float(part[~np.isfinite(part)].flat[0])
+                        none = np.zeros(0, part.dtype)
+                        return Fault(
+                            "not finite", f"the {name} weights", k, d, None, None, None, value, none, np.nan
+                        )
+        ran = stack.forward(array, lengths)
+        for k in range(stack.layers):
+            fault = _input_fault(stack, ran, k) if k == 0 else None
+            fault = fault or _trace_fault(stack, ran, k, large)
+            if fault is None and saturated:
+                fault = _saturated(stack, ran, k)
+            if fault is not None:
+                return fault
+    return None
+
+
+def _input_fault(stack: Stack, ran: Pass, k: int) -> Fault | None:
+    live = np.arange(len(ran.inputs[k]))[:, None] < ran.lengths
+    bad = ~np.isfinite(ran.inputs[k]) & live[:, :, None]
+    if not bad.any():
+        return None
+    t, b, i = (int(n) for n in np.argwhere(bad)[0])
+    return _fault(stack, ran, k, 0, t, b, i, "not finite", "the input", float(ran.inputs[k][t, b, i]))
+
+
+def _trace_fault(stack: Stack, ran: Pass, k: int, large: float) -> Fault | None:
+    """The earliest bad step in reading order; of its values, gates before states."""
+    trace = ran.traces[k]
+    first: tuple[int, int, int, int] | None = None  # (steps read before, sample, direction, step)
+    bad_at = {}
+    for d in range(stack.directions):
+        parts = {gate.value + " gate" if gate is not Gate.CANDIDATE else "candidate": trace.gates[:, :, d, g]
+                 for g, gate in enumerate(stack.cell.gates)}  # fmt: skip
+        if trace.cell is not None:
+            parts["cell state"] = trace.cell[:, :, d]
+        parts["hidden state"] = trace.hidden[:, :, d]
+        for name, values in parts.items():
+            bad = ~(np.abs(values) < large)  # NaN too
+            bad_at[d, name] = bad
+            for t, b in np.argwhere(bad.any(2)):
+                if t >= ran.lengths[b]:
+                    continue
+                read = int(t) if d == 0 else int(ran.lengths[b] - 1 - t)
+                place = (read, int(b), d, int(t))
+                first = place if first is None else min(first, place)
+    if first is None:
+        return None
+    _, b, d, t = first
+    for (direction, name), bad in bad_at.items():
+        if direction == d and bad[t, b].any():
+            unit = int(bad[t, b].argmax())
+            values = {"cell state": trace.cell, "hidden state": trace.hidden}.get(name)
+            if values is not None:
+                value = float(values[t, b, d, unit])
+            else:
+                gate = next(
+                    g for g, each in enumerate(stack.cell.gates) if each.value == name.removesuffix(" gate")
+                )
+                value = float(trace.gates[t, b, d, gate, unit])
+            kind = "exploding" if np.isfinite(value) else "not finite"
+            return _fault(stack, ran, k, d, t, b, unit, kind, f"the {name}", value)
+    return None
+
+
+def _saturated(stack: Stack, ran: Pass, k: int) -> Fault | None:
+    trace = ran.traces[k]
+    live = (np.arange(len(trace.gates))[:, None] < ran.lengths)[:, :, None]
+    for d in range(stack.directions):
+        for g, gate in enumerate(stack.cell.gates):
+            if stack.cell not in _GATED:
+                continue
+            values = trace.gates[:, :, d, g]
+            low = -0.999 if gate is Gate.CANDIDATE else 0.001
+            for end in (values < low, values > 0.999):
+                stuck = (end | ~live).all(0) & (ran.lengths > 0)[:, None]  # (B, H)
+                if stuck.any():
+                    b, unit = (int(n) for n in np.argwhere(stuck)[0])
+                    t = 0 if d == 0 else int(ran.lengths[b]) - 1
+                    name = "candidate" if gate is Gate.CANDIDATE else f"{gate.value} gate"
+                    value = float(values[t, b, unit])
+                    return _fault(stack, ran, k, d, t, b, unit, "saturated", f"the {name}", value)
+    return None
+
+
+def _fault(
+    stack: Stack, ran: Pass, k: int, d: int, t: int, b: int, unit: int, kind: str, what: str, value: float
+) -> Fault:
+    hidden = ran.traces[k].hidden[:, b, d].astype(np.float64)
+    before = hidden[max(0, t - 5) : t] if d == 0 else hidden[t + 1 : min(int(ran.lengths[b]), t + 6)][::-1]
+    recurrent = stack.weights[k][d].recurrent.astype(np.float64)
+    return Fault(
+        kind,
+        what,
+        k,
+        d,
+        t,
+        b,
+        unit,
+        value,
+        np.linalg.norm(before, axis=1),
+        float(np.linalg.norm(recurrent, 2)),
+    )
