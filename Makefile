@@ -5,6 +5,7 @@
 #   make check       the same without the slow tests
 #   make mutants     plant bugs in the kernels; each must fail the contract suite
 #   make published   train the sentiment recipe on the benchmarks, five seeds each (an hour and more)
+#   make lab         run the laboratory by its protocols (half an hour)
 #   make bench       time the engine against torch, interleaved
 #   make soak        the verification tests, the long versions
 #   make sanitize    the tests on engines built with gcc's sanitizers
@@ -18,7 +19,7 @@ GUESTS ?= .venv-thirdparty
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILT := native/*.cpp native/*.h CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty clean
+.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty clean lab
 
 demo: $(VENV)/demo-installed
 	$(BIN)/unspool train sentiment --output runs/demo --force
@@ -45,6 +46,9 @@ mutants: $(VENV)/dev-installed
 
 published: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/quality.py
+
+lab: $(VENV)/dev-installed
+	$(BIN)/python benchmarks/lab.py
 
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/kernels.py

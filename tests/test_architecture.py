@@ -21,6 +21,15 @@ WITH_TORCH = (
     "recipes/sentiment.py",
     "recipes/tagging.py",
     "recipes/language_model.py",
+    "lab/adding.py",
+    "lab/both_contexts.py",
+    "lab/copying.py",
+    "lab/embedded_reber.py",
+    "lab/long_lag.py",
+    "lab/long_vs_short.py",
+    "lab/sequential_digits.py",
+    "lab/temporal_order.py",
+    "lab/trials.py",
 )
 
 

@@ -1,4 +1,4 @@
-"""The command line: train, eval, predict, generate, inspect, data, info.
+"""The command line: train, eval, predict, generate, inspect, lab, data, info.
 
 stdout carries data alone; progress, warnings and errors go to stderr.  Exit codes: 0 done; 1 the run failed;
 2 wrong usage; 3 a check did not hold; 130 and 143 after Ctrl-C and SIGTERM, once last/ is saved.
@@ -335,6 +335,62 @@ def inspect(
         if not quiet:
             _say(f"written: {output}")
     return 0
+
+
+@app.command(name="lab")
+def run_lab(
+    name: Annotated[str, Parameter(name="NAME")],
+    /,
+    *,
+    plot: Path | None = None,
+    json: Json = False,
+    seeds: int | None = None,
+    steps: int | None = None,
+    quick: Annotated[bool, Parameter(name="--quick", negative="")] = False,
+    workers: int | None = None,
+    quiet: Quiet = False,
+) -> int:
+    """Run an experiment on memory in recurrent networks; exit with 3 if a claim did not hold.
+
+    unspool lab terms
+    unspool lab vanishing --plot vanishing.svg
+    unspool lab all --quick
+
+    Parameters
+    ----------
+    name
+        terms, vanishing, exploding, one-step, carousel, long-vs-short, both-contexts, adding, copying,
+        temporal-order, embedded-reber, long-lag, sequential-digits, or all.
+    plot
+        Also draw the picture into FILE.svg, FILE.png or FILE.pdf.
+    json
+        Print one JSON object an experiment.
+    seeds
+        How many seeds; without it as many as the experiment's protocol says.
+    steps
+        The length or lag; without it the protocol's.
+    quick
+        Small sizes and few seeds: shows the fact in seconds, not the published figure.
+    workers
+        Processes that train side by side; without it one a core.
+    quiet
+        Print no progress.
+    """
+    from unspool.cli import lab
+
+    def say(line: str) -> None:
+        if not quiet:
+            _say(line)
+
+    held = True
+    for result in lab.run(name, plot=plot, seeds=seeds, steps=steps, quick=quick, workers=workers, say=say):
+        held &= result.holds
+        if json:
+            _print_json(result.json())
+        else:
+            _print(result.text() + "\n")
+        sys.stdout.flush()
+    return 0 if held else CHECK
 
 
 @_data.command(name="list")
