@@ -230,6 +230,7 @@ def test_public_names() -> None:
         "importlib",
         "ModuleType",
         "Any",
+        "stack",
     }
     assert set(public) == {*unspool.__all__, *on_the_way} - {"nn", "__version__"}
     assert other == ["AttributeError", "module 'unspool' has no attribute 'layers'", False]

@@ -25,6 +25,7 @@ from unspool import files
 from unspool.errors import ConfigError, InputError, KernelsError, ModelFileError
 from unspool.kernels import choose, load
 from unspool.kernels.contract import Cell, Kernels, Trace, Weights
+from unspool.stack import Parameters
 from unspool.vocabulary import PAD, Vocabulary, words
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class Model:
         check_tensors(expected, tensors)
         self.description = description
         self.vocabulary = vocabulary
+        self.tensors = tensors
         self.embedding: Floats = tensors["embedding.weight"]
         self.class_weights: Floats = tensors["classifier.weight"]  # (C, pooled)
         self.class_bias: Floats = tensors["classifier.bias"]  # (C,)
@@ -472,20 +474,11 @@ def layer_weights(
     cell: Cell, directions: int, tensors: Mapping[str, NDArray[Any]], prefix: str
 ) -> list[Weights]:
     """A layer's weights as the kernels take them, from torch's keys behind a prefix: `layers.0.`."""
-    made = []
-    for suffix in ("_l0", "_l0_reverse")[:directions]:
-        w_ih, w_hh, b_ih, b_hh = (
-            tensors[f"{prefix}{name}{suffix}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
-        if cell is Cell.GRU:
-            # The candidate's recurrent bias stands inside the reset gate's product.
-            gated = 2 * w_hh.shape[1]
-            bias = b_ih.copy()
-            bias[:gated] += b_hh[:gated]
-            made.append(Weights(w_ih, w_hh, bias, b_hh[gated:]))
-        else:
-            made.append(Weights(w_ih, w_hh, b_ih + b_hh))
-    return made
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    return [
+        Parameters(*(tensors[f"{prefix}{name}{suffix}"] for name in names)).as_weights(cell)
+        for suffix in ("_l0", "_l0_reverse")[:directions]
+    ]
 
 
 def check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, NDArray[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: train, eval, predict, generate, inspect, lab, data, info.
+"""The command line: train, eval, predict, generate, inspect, export, convert, lab, data, info.
 
 stdout carries data alone; progress, warnings and errors go to stderr.  Exit codes: 0 done; 1 the run failed;
 2 wrong usage; 3 a check did not hold; 130 and 143 after Ctrl-C and SIGTERM, once last/ is saved.
@@ -334,6 +334,62 @@ def inspect(
         _write_inspection(output, recording, moved)
         if not quiet:
             _say(f"written: {output}")
+    return 0
+
+
+@app.command
+def export(model: Folder, onnx: Annotated[Path, Parameter(name="FILE")], /, *, quiet: Quiet = False) -> int:
+    """Write a model as an ONNX file, checked against ONNX Runtime; a mismatch is an error.
+
+    unspool export runs/demo/best model.onnx
+
+    Parameters
+    ----------
+    model
+        A model folder, such as RUN/best.
+    onnx
+        The file to write, ending in .onnx.
+    quiet
+        Do not say what was written.
+    """
+    from unspool.cli import exchange
+
+    said = exchange.export(model, onnx)
+    if not quiet:
+        _say(said)
+    return 0
+
+
+@app.command
+def convert(
+    source: Annotated[Path, Parameter(name="IN")],
+    target: Annotated[Path, Parameter(name="OUT")],
+    /,
+    *,
+    cell: str | None = None,
+    quiet: Quiet = False,
+) -> int:
+    """Turn a file of recurrent layers into another: ONNX, torch's state dict, Keras's weights.
+
+    unspool convert lstm.onnx lstm.safetensors
+    unspool convert gru.safetensors gru.onnx --cell gru
+
+    Parameters
+    ----------
+    source
+        .onnx, .safetensors (torch's keys) or .npz (arrays LAYER.NUMBER, as Keras's get_weights() lists them).
+    target
+        A name that ends in one of these.
+    cell
+        lstm, gru, rnn_tanh or rnn_relu; ONNX says it itself.
+    quiet
+        Do not say what was written.
+    """
+    from unspool.cli import exchange
+
+    said = exchange.convert(source, target, cell)
+    if not quiet:
+        _say(said)
     return 0
 
 
