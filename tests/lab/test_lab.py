@@ -43,6 +43,7 @@ def test_the_claims_hold_and_the_picture_is_the_same_twice(name: str, tmp_path: 
 def test_the_trained_ones_hold_in_their_quick_form(name: str) -> None:
     result = quick(name)
     assert result.holds, result.text()
+    assert json.loads(json.dumps(result.json()))["holds"] is True
 
 
 def test_one_step_is_what_a_pencil_says() -> None:

@@ -72,7 +72,7 @@ class Result:
     @property
     def holds(self) -> bool:
         """Whether every claim held."""
-        return all(claim.holds for claim in self.claims)
+        return all(bool(claim.holds) for claim in self.claims)
 
     def text(self) -> str:
         """The experiment as it is printed."""
@@ -90,7 +90,7 @@ class Result:
             "name": self.name,
             "title": self.title,
             "holds": self.holds,
-            "claims": [claim._asdict() for claim in self.claims],
+            "claims": [{"said": claim.said, "holds": bool(claim.holds)} for claim in self.claims],
             "published": [each._asdict() for each in self.published],
             "notes": list(self.notes),
             "figures": _plain(self.figures),
