@@ -20,6 +20,7 @@ template <Cell C>
 struct BackwardSweep : Sweep {
   const Arriving& in;
   const Backward& out;
+  const BackPanels& back;
   float* d_recurrent_z;  // (T, B, D, G, H) dL/dz as the recurrent weights see it; GRU's own array
   char* scratch;
   int64_t scratch_bytes;
@@ -79,7 +80,7 @@ struct BackwardSweep : Sweep {
     }
     constexpr int64_t wide = kColumns * W;
     for (int64_t p = 0; p * wide < H; ++p) {
-      const float* panel = packed.recurrent_back[d] + p * G * H * wide;
+      const float* panel = back.recurrent[d] + p * G * H * wide;
       over_rows(rows, [&](auto height, int64_t first) INLINE_LAMBDA {
         constexpr int R = decltype(height)::value;
         float* const* to = work.through + first;

@@ -83,7 +83,8 @@ struct Interruptible : Stop {
 class Layer {
  public:
   Layer(const std::string& isa, int cell, int64_t input, int64_t hidden,
-        const std::vector<In>& weights) {
+        const std::vector<In>& weights, int threads) {
+    if (threads < 1) throw std::invalid_argument("a thread is needed");
     engine_ = choose_engine(isa.c_str());
     if (engine_ == nullptr) throw std::invalid_argument("no engine named " + isa + " runs here");
     static constexpr int64_t gates[] = {1, 1, 4, 3};
@@ -106,7 +107,7 @@ class Layer {
       w[d] = {part[0].data(), part[1].data(), part[2].data(), parts == 4 ? part[3].data() : nullptr};
     }
     nb::gil_scoped_release unlocked;
-    packed_ = engine_->pack(sizes_, w);
+    packed_ = engine_->pack(sizes_, w, threads);
     if (packed_ == nullptr) throw std::bad_alloc();
   }
   Layer(const Layer&) = delete;
@@ -374,9 +375,9 @@ NB_MODULE(_core, m) {
   });
   // noconvert: an output converted on its way in would be written and thrown away.
   nb::class_<Layer>(m, "Layer")
-      .def(nb::init<const std::string&, int, int64_t, int64_t, const std::vector<In>&>(),
+      .def(nb::init<const std::string&, int, int64_t, int64_t, const std::vector<In>&, int>(),
            nb::arg("isa"), nb::arg("cell"), nb::arg("input"), nb::arg("hidden"),
-           nb::arg("weights").noconvert())
+           nb::arg("weights").noconvert(), nb::arg("threads"))
       .def("forward", &Layer::forward, nb::arg("x").noconvert(),
            nb::arg("hidden").noconvert().none(), nb::arg("cell").noconvert().none(),
            nb::arg("lengths").noconvert().none(), nb::arg("resets").noconvert().none(),

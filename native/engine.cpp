@@ -60,19 +60,21 @@ template <Cell C>
 bool backward_cell(const Packed& packed, const Run& run, const Arriving& in, const Backward& out,
                    int threads, const Batch& batch) {
   const Sizes& z = packed.sizes;
+  const BackPanels* back = back_panels<C>(packed, threads);
+  if (back == nullptr) return false;
   const int64_t all = run.time * run.batch;
   float* recurrent_z = out.flow_preactivation;
   float* own = nullptr;
   if (C == Cell::gru) recurrent_z = own = take_floats(all * z.directions * z.gates * z.hidden);
   BackwardSweep<C> sweep{
-      {packed, batch, row_groups(z, run, threads)}, in, out, recurrent_z, nullptr, 0};
+      {packed, batch, row_groups(z, run, threads)}, in, out, *back, recurrent_z, nullptr, 0};
   BackwardScratch measure;
   sweep.scratch_bytes = sweep.lay_out(nullptr, &measure);
   const int64_t all_rows = z.gates * z.hidden;
   const int64_t bands = larger((all_rows + kBand - 1) / kBand,
                                smaller(threads, (all_rows + 63) / 64) / z.directions);
   const int64_t band = round_up((all_rows + bands - 1) / bands, 6);
-  Products products{packed, batch, in, out, recurrent_z, nullptr, nullptr, 0,
+  Products products{packed, batch, in, out, *back, recurrent_z, nullptr, nullptr, 0,
                     (all_rows + band - 1) / band, band, nullptr, 0};
   products.scratch_bytes = products.bytes_an_item();
 

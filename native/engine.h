@@ -97,7 +97,7 @@ struct Packed;  // a layer's weights in the layout of one instruction set
 // the run was given up.
 struct Engine {
   const char* name;
-  Packed* (*pack)(const Sizes& sizes, const Weights* weights);  // weights[D]
+  Packed* (*pack)(const Sizes& sizes, const Weights* weights, int threads);  // weights[D]
   void (*release)(Packed* packed);
   bool (*forward)(const Packed& packed, const Run& run, const Forward& out, int threads);
   bool (*backward)(const Packed& packed, const Run& run, const Arriving& in, const Backward& out,

@@ -1,6 +1,7 @@
 // A layer's weights in the layout that the tiles read: how a cell's pre-activations are cut into panels, and packing.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -11,16 +12,21 @@
 
 namespace unspool {
 
+// The weights again, as the backward pass multiplies by them: column panels.
+struct BackPanels {
+  float* recurrent[2];  // per direction: (G*H) deep, H wide
+  float* input;         // of all directions: (D*G*H) deep, I wide
+};
+
 struct Packed {
   Sizes sizes;
-  float* memory;             // owns all that follows
+  float* memory;             // owns all that follows, but for `back`
   float* input[2];           // per direction: gate panels over I
   float* recurrent[2];       // gate panels over H
   float* bias[2];            // gate panels, one step deep
   float* candidate_bias[2];  // (H rounded up to W), zeros after H
-  float* recurrent_back[2];  // column panels of the recurrent weights: (G*H) deep, H wide
-  float* input_back;         // column panels of all input weights: (D*G*H) deep, I wide
   float* zeros;              // (H,)
+  mutable std::atomic<BackPanels*> back;  // null until a backward pass asks: inference never does
 };
 
 namespace {
@@ -42,15 +48,50 @@ struct Layout {
   }
 };
 
-// matrix (G*H, depth) -> [panel][k][n][lane]; 0 in lanes past H.
+// Panels that one item of packing takes.
+constexpr int64_t kPanelsAnItem = 4;
+
+// matrix (G*H, depth) -> [panel][k][n][lane], panels first…last-1; 0 in lanes past H.  W rows by W columns at
+// a time, turned in registers.
 template <Cell C>
-void pack_gates(float* to, const float* matrix, int64_t depth, int64_t H) {
+void pack_gates(float* to, const float* matrix, int64_t depth, int64_t H, int64_t first, int64_t last) {
   using L = Layout<C>;
-  for (int64_t p = 0; p < L::panels(H); ++p)
-    for (int64_t k = 0; k < depth; ++k)
-      for (int n = 0; n < L::N; ++n)
+  for (int64_t p = first; p < last; ++p)
+    for (int n = 0; n < L::N; ++n) {
+      const int64_t lanes = L::lanes(p, n, H);
+      const float* rows = matrix + L::row(p, n, H) * depth;
+      float* column = to + (p * depth * L::N + n) * W;
+      for (int64_t k = 0; k < depth; k += W) {
+        const int64_t some = smaller(W, depth - k);
+        Vec block[W];
         for (int64_t lane = 0; lane < W; ++lane)
-          *to++ = lane < L::lanes(p, n, H) ? matrix[(L::row(p, n, H) + lane) * depth + k] : 0.0f;
+          block[lane] = lane < lanes ? load(rows + lane * depth + k, some) : Vec{};
+        transpose(block);
+        for (int64_t j = 0; j < some; ++j) store(column + (k + j) * L::N * W, block[j]);
+      }
+    }
+}
+
+// The way back: gate panels over `columns` -> column panels [panel][row][n][lane] whose row 0 is gate row 0 and
+// whose panels are `capacity` rows deep; 0 in lanes past `columns`.
+template <Cell C>
+void turn_gates(float* to, const float* panels, int64_t columns, int64_t H, int64_t capacity, int64_t first,
+                int64_t last) {
+  using L = Layout<C>;
+  constexpr int64_t wide = kColumns * W;
+  for (int64_t p = first; p < last; ++p)
+    for (int n = 0; n < L::N; ++n) {
+      const int64_t lanes = L::lanes(p, n, H), row = L::row(p, n, H);
+      const float* column = panels + (p * columns * L::N + n) * W;
+      for (int64_t k = 0; lanes > 0 && k < round_up(columns, wide); k += W) {
+        Vec block[W];
+        for (int64_t j = 0; j < W; ++j)
+          block[j] = k + j < columns ? load(column + (k + j) * L::N * W) : Vec{};
+        transpose(block);
+        float* at = to + (k / wide * capacity + row) * wide + k % wide;
+        for (int64_t lane = 0; lane < lanes; ++lane) store(at + lane * wide, block[lane]);
+      }
+    }
 }
 
 // Rows of a right operand -> [panel][k][n][lane]; 0 in lanes past `columns`.
@@ -73,15 +114,52 @@ int64_t column_floats(int64_t depth, int64_t columns) {
   return depth * round_up(columns, kColumns * W);
 }
 
+// One item packs, or turns, some panels of one direction.
 template <Cell C>
-Packed* pack_cell(const Sizes& z, const Weights* weights) {
+struct Packing {
+  const Packed& packed;
+  const Weights* weights;   // null: turn
+  const BackPanels* back;   // null: pack
+
+  static int64_t items_a_direction(const Sizes& z) {
+    return (Layout<C>::panels(z.hidden) + kPanelsAnItem - 1) / kPanelsAnItem;
+  }
+
+  static void body(void* context, int64_t item) {
+    const auto& it = *static_cast<const Packing*>(context);
+    const Sizes& z = it.packed.sizes;
+    const int64_t each = items_a_direction(z), d = item / each, first = item % each * kPanelsAnItem;
+    const int64_t last = smaller(first + kPanelsAnItem, Layout<C>::panels(z.hidden));
+    const int64_t H = z.hidden, I = z.input, rows = z.gates * H;
+    if (it.back == nullptr) {
+      const Weights& w = it.weights[d];
+      pack_gates<C>(it.packed.input[d], w.input, I, H, first, last);
+      pack_gates<C>(it.packed.recurrent[d], w.recurrent, H, H, first, last);
+      pack_gates<C>(it.packed.bias[d], w.bias, 1, H, first, last);
+    } else {
+      turn_gates<C>(it.back->recurrent[d], it.packed.recurrent[d], H, H, rows, first, last);
+      turn_gates<C>(it.back->input + d * rows * kColumns * W, it.packed.input[d], I, H,
+                    z.directions * rows, first, last);
+    }
+  }
+
+  void run(int threads) {
+    const Sizes& z = packed.sizes;
+    if (z.directions * z.gates * z.hidden * (z.input + z.hidden) < 65'536) threads = 1;
+    Stop never{false, [](Stop&) {}};
+    parallel(z.directions * items_a_direction(z), threads, body, this, never);
+  }
+};
+
+template <Cell C>
+Packed* pack_cell(const Sizes& z, const Weights* weights, int threads) {
   using L = Layout<C>;
-  const int64_t H = z.hidden, I = z.input, G = z.gates, D = z.directions;
+  const int64_t H = z.hidden, I = z.input, D = z.directions;
   const int64_t wide = L::panels(H) * L::N * W;
   const int64_t padded = round_up(H, W);
-  const int64_t a_direction = wide * (I + H + 1) + padded + column_floats(G * H, H);
+  const int64_t a_direction = wide * (I + H + 1) + padded;
   auto* packed = static_cast<Packed*>(std::calloc(1, sizeof(Packed)));
-  float* at = take_floats(D * (a_direction + 64) + column_floats(D * G * H, I) + padded + 64);
+  float* at = take_floats(D * (a_direction + 64) + padded + 64);
   if (packed == nullptr || at == nullptr) {
     std::free(packed);
     give_back(at);
@@ -95,38 +173,55 @@ Packed* pack_cell(const Sizes& z, const Weights* weights) {
     return mine;
   };
   for (int64_t d = 0; d < D; ++d) {
-    const Weights& w = weights[d];
-    pack_gates<C>(packed->input[d] = take(wide * I), w.input, I, H);
-    pack_gates<C>(packed->recurrent[d] = take(wide * H), w.recurrent, H, H);
-    pack_gates<C>(packed->bias[d] = take(wide), w.bias, 1, H);
+    packed->input[d] = take(wide * I);
+    packed->recurrent[d] = take(wide * H);
+    packed->bias[d] = take(wide);
     packed->candidate_bias[d] = take(padded);
     std::memset(packed->candidate_bias[d], 0, static_cast<size_t>(padded) * sizeof(float));
-    if (w.candidate_bias != nullptr)
-      std::memcpy(packed->candidate_bias[d], w.candidate_bias, static_cast<size_t>(H) * sizeof(float));
-    packed->recurrent_back[d] = take(column_floats(G * H, H));
-    pack_columns(packed->recurrent_back[d], G * H, G * H, H,
-                 [&](int64_t k) { return w.recurrent + k * H; });
+    const float* candidate = weights[d].candidate_bias;
+    if (candidate != nullptr)
+      std::memcpy(packed->candidate_bias[d], candidate, static_cast<size_t>(H) * sizeof(float));
   }
-  packed->input_back = take(column_floats(D * G * H, I));
-  pack_columns(packed->input_back, D * G * H, D * G * H, I,
-               [&](int64_t k) { return weights[k / (G * H)].input + k % (G * H) * I; });
   packed->zeros = take(padded);
   std::memset(packed->zeros, 0, static_cast<size_t>(padded) * sizeof(float));
+  Packing<C>{*packed, weights, nullptr}.run(threads);
   return packed;
 }
 
-Packed* pack(const Sizes& sizes, const Weights* weights) {
+// The column panels, made when they are first asked for; null when memory runs out.  Two callers at once may
+// both make them: one pair is kept.
+template <Cell C>
+const BackPanels* back_panels(const Packed& packed, int threads) {
+  BackPanels* back = packed.back.load(std::memory_order_acquire);
+  if (back != nullptr) return back;
+  const Sizes& z = packed.sizes;
+  const int64_t rows = z.gates * z.hidden, head = 16;
+  static_assert(sizeof(BackPanels) <= 16 * sizeof(float));
+  const int64_t recurrent = round_up(column_floats(rows, z.hidden), 16);
+  float* at = take_floats(head + z.directions * recurrent + column_floats(z.directions * rows, z.input));
+  if (at == nullptr) return nullptr;
+  auto* made = reinterpret_cast<BackPanels*>(at);
+  *made = {{at + head, z.directions == 2 ? at + head + recurrent : nullptr},
+           at + head + z.directions * recurrent};
+  Packing<C>{packed, nullptr, made}.run(threads);
+  if (packed.back.compare_exchange_strong(back, made, std::memory_order_acq_rel)) return made;
+  give_back(at);
+  return back;
+}
+
+Packed* pack(const Sizes& sizes, const Weights* weights, int threads) {
   switch (sizes.cell) {
-    case Cell::lstm: return pack_cell<Cell::lstm>(sizes, weights);
-    case Cell::gru: return pack_cell<Cell::gru>(sizes, weights);
-    case Cell::rnn_relu: return pack_cell<Cell::rnn_relu>(sizes, weights);
+    case Cell::lstm: return pack_cell<Cell::lstm>(sizes, weights, threads);
+    case Cell::gru: return pack_cell<Cell::gru>(sizes, weights, threads);
+    case Cell::rnn_relu: return pack_cell<Cell::rnn_relu>(sizes, weights, threads);
     case Cell::rnn_tanh: break;
   }
-  return pack_cell<Cell::rnn_tanh>(sizes, weights);
+  return pack_cell<Cell::rnn_tanh>(sizes, weights, threads);
 }
 
 void release(Packed* packed) {
   if (packed == nullptr) return;
+  give_back(reinterpret_cast<float*>(packed->back.load()));
   give_back(packed->memory);
   std::free(packed);
 }

@@ -18,6 +18,7 @@ struct Products {
   const Batch& batch;
   const Arriving& in;
   const Backward& out;
+  const BackPanels& back;
   const float* d_recurrent_z;  // (T, B, D, G, H)
   const int64_t* token_time;   // (tokens) by time, then by row
   const int64_t* token_row;    // (tokens)
@@ -154,7 +155,7 @@ struct Products {
     }
     constexpr int64_t wide = kColumns * W;
     for (int64_t p = 0; p * wide < I; ++p) {
-      const float* panel = packed.input_back + p * depth * wide;
+      const float* panel = back.input + p * depth * wide;
       over_rows(live, [&](auto height, int64_t r0) INLINE_LAMBDA {
         constexpr int R = decltype(height)::value;
         float* const* out_rows = to + r0;

@@ -113,6 +113,30 @@ inline void store(float* p, Vec v, int64_t lanes) {
   std::memcpy(p, part, static_cast<size_t>(lanes) * sizeof(float));
 }
 
+// Two vectors' halves of every 2*Step lanes, side by side: one stage of a transposition.
+template <int Step, bool Upper>
+inline Vec interleave(Vec a, Vec b) {
+  IntVec from;
+  for (int i = 0; i < W; ++i)
+    from[i] = (Upper ? Step : 0) + i / (2 * Step) * 2 * Step + i % Step + (i / Step % 2 != 0 ? static_cast<int>(W) : 0);
+  return __builtin_shuffle(a, b, from);
+}
+
+// W vectors of W lanes, rows for columns.
+template <int Step = 1>
+inline __attribute__((always_inline)) void transpose(Vec (&rows)[W]) {
+  if constexpr (Step < W) {
+#pragma GCC unroll 16
+    for (int r = 0; r < W; ++r) {
+      if (r / Step % 2 != 0) continue;
+      const Vec a = rows[r], b = rows[r + Step];
+      rows[r] = interleave<Step, false>(a, b);
+      rows[r + Step] = interleave<Step, true>(a, b);
+    }
+    transpose<2 * Step>(rows);
+  }
+}
+
 // a * b + c, rounded once where the machine can.  Named, never left to the compiler: the same
 // element must be summed the same way in every tile shape.
 inline Vec fma(Vec a, Vec b, Vec c) {

@@ -123,7 +123,7 @@ def prepare(
     )
     _refuse(*sizes.options)
     arrays = [_floats(part) for w in weights for part in w if part is not None]
-    layer = _core.Layer(_isa, _CELLS[cell], sizes.input_size, sizes.hidden_size, arrays)
+    layer = _core.Layer(_isa, _CELLS[cell], sizes.input_size, sizes.hidden_size, arrays, _threads)
     return Prepared(sizes, layer)
 
 
