@@ -87,11 +87,24 @@ def zeros(*shapes: tuple[int, ...], dtype: Any = np.float32) -> Parameters:
         ([zeros((24, 5), (24, 6), dtype=np.float64)], "float64"),
         ([zeros((24, 5), (24, 6)), zeros((24, 4), (24, 6))], "direction 1"),
         ([], "one or two directions"),
+        ([zeros((24, 5), (24, 6), (24,), (24,)), zeros((24, 5), (24, 6))], "biases in one direction"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(parts: list[Parameters], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Stack([Layer(Cell.LSTM, tuple(parts))])
+
+
+def test_peepholes_and_a_clip_run_on_the_reference() -> None:
+    drawn = np.random.default_rng(0)
+    w, u, p = (drawn.standard_normal(shape).astype(np.float32) for shape in ((24, 5), (24, 6), (3, 6)))
+    x = drawn.standard_normal((4, 2, 5)).astype(np.float32)
+    runs = [
+        Stack([Layer(Cell.LSTM, (Parameters(w, u, peephole=peephole),), clip)], kernels="reference").run(x)[0]
+        for peephole in (None, p)
+        for clip in (None, 0.3)
+    ]
+    assert all(np.abs(a - b).max() > 1e-3 for k, a in enumerate(runs) for b in runs[:k])
 
 
 def test_layers_that_do_not_follow_are_refused() -> None:

@@ -43,7 +43,7 @@ class Parameters(NamedTuple):
             bias = bias_ih.copy()
             bias[: 2 * hidden] += bias_hh[: 2 * hidden]
             return Weights(self.weight_ih, self.weight_hh, bias, bias_hh[2 * hidden :])
-        return Weights(self.weight_ih, self.weight_hh, bias_ih + bias_hh)
+        return Weights(self.weight_ih, self.weight_hh, bias_ih + bias_hh, peephole=self.peephole)
 
 
 class Layer(NamedTuple):
@@ -76,6 +76,7 @@ class Stack:
 
     Raises:
         InputError: weights whose shapes or dtypes do not fit each other or the layer below.
+        KernelsError: the kernel set does not run what a layer has: peepholes, or a clip.
     """
 
     def __init__(self, layers: Sequence[Layer], *, kernels: str = "auto") -> None:
@@ -225,12 +226,15 @@ def cell_named(cell: Cell | str) -> Cell:
 
 
 def prepare(kernels: Kernels, layer: Layer) -> Any:
-    """Hand a layer's weights to a kernel set."""
-    if layer.clip is not None or any(part.peephole is not None for part in layer.directions):
-        raise InputError(
-            f"the kernels do not run peepholes and clipped pre-activations yet.\n  Received: {_said(layer)}."
-        )
-    return kernels.prepare(layer.cell, [part.as_weights(layer.cell) for part in layer.directions])
+    """Hand a layer's weights to a kernel set.
+
+    Raises:
+        KernelsError: the set does not run peepholes, or a clip.
+    """
+    weights = [part.as_weights(layer.cell) for part in layer.directions]
+    if layer.clip is None:
+        return kernels.prepare(layer.cell, weights)
+    return kernels.prepare(layer.cell, weights, preactivation_clip=layer.clip)
 
 
 def as_array(value: Any) -> Any:
@@ -280,6 +284,8 @@ def _check(k: int, layer: Layer) -> None:
                     f"layer {k}, direction {d}: {name} does not fit a {layer.cell.value} of {hidden} units.\n"
                     f"  Received: {np.shape(array)} of {array.dtype}.  Expected: {shape} of float32."
                 )
+        if (part.bias_ih is None) != (layer.directions[0].bias_ih is None):
+            raise InputError(f"layer {k} has biases in one direction and none in the other.")
         if (part.bias_ih is None) != (part.bias_hh is None):
             raise InputError(
                 f"layer {k}, direction {d} has one bias of the two.\n  Fix: give both, or neither."

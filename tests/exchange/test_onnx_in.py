@@ -37,6 +37,19 @@ def test_out_and_in_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
         assert bits(again.state_dict()) == bits(stack.state_dict())
 
 
+def test_peepholes_and_a_clip_go_out_and_in(tmp_path: Path) -> None:
+    (layer,) = exchange.Stack.from_state_dict("lstm", made("LSTM", bidirectional=True).state_dict()).layers
+    peephole = np.random.default_rng(0).standard_normal((2, 3, 6)).astype(np.float32)
+    parts = [part._replace(peephole=own) for part, own in zip(layer.directions, peephole, strict=True)]
+    stack = exchange.Stack([exchange.Layer(layer.cell, tuple(parts), 0.75)], kernels="reference")
+    assert exchange.to_onnx(stack, tmp_path / "layers.onnx").largest_difference < 1e-5
+    read = exchange.from_onnx(tmp_path / "layers.onnx", kernels="reference")
+    assert isinstance(read, exchange.Stack)
+    assert read.layers[0].clip == 0.75
+    for mine, theirs in zip(read.layers[0].directions, parts, strict=True):
+        assert [array.tobytes() for array in mine] == [array.tobytes() for array in theirs]
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_what_torch_exports_is_read(kind: str, batch_first: bool, tmp_path: Path) -> None:

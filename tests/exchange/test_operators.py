@@ -12,10 +12,9 @@ from onnx.backend.test.loader import load_model_tests
 
 from exchange import generated
 from unspool.errors import InputError
-from unspool.exchange import OnnxBackend, plain
+from unspool.exchange import OnnxBackend
 from unspool.exchange.operators import Attributes, Node, turned
-from unspool.kernels.contract import Cell, State
-from unspool.stack import Layer, Parameters
+from unspool.kernels.contract import Cell
 
 CASES = 500
 TOLERANCE = 1e-5
@@ -123,31 +122,9 @@ def test_what_runs_is_said() -> None:
     assert small("GRU").describe() == "NumPy"
 
 
-@pytest.mark.parametrize("cell", list(Cell))
-@pytest.mark.parametrize("directions", [1, 2])
-def test_what_numpy_runs_is_what_the_kernels_run(cell: Cell, directions: int) -> None:
-    """The steps of `plain`, without the options that the kernels lack, are the kernels'."""
-    drawn = np.random.default_rng(1)
-    rows = len(cell.gates) * 3
-
-    def floats(*shape: int) -> Any:
-        return drawn.standard_normal(shape).astype(np.float32)
-
-    parts = [
-        Parameters(floats(rows, 2), floats(rows, 3), floats(rows), floats(rows)) for _ in range(directions)
-    ]
-    layer = Layer(cell, tuple(parts))
-    cell_state = floats(directions, 4, 3) if cell.has_cell_state else None
-    state, lengths = State(floats(directions, 4, 3), cell_state), np.array([5, 0, 2, 4])
-    x = floats(5, 4, 2)
-    from unspool.stack import Stack
-
-    output, (final,) = Stack([layer]).run(x, [state], lengths=lengths)
-    hidden, after = plain.run(layer, x, state, lengths, reset_after=True)
-    assert np.abs(hidden.reshape(output.shape) - output).max() < 1e-6
-    assert np.abs(after.hidden - final.hidden).max() < 1e-6
-    if after.cell is not None:
-        assert np.abs(after.cell - final.cell).max() < 1e-6
+def test_peepholes_and_clip_run_on_kernels() -> None:
+    assert small("RNN", clip=0.5).describe() != "NumPy"
+    assert small("GRU", clip=0.5, linear_before_reset=1).describe() != "NumPy"
 
 
 def test_turning_within_lengths() -> None:
@@ -167,6 +144,7 @@ def test_turning_within_lengths() -> None:
         ("LSTM", {"layout": 2}, "layout"),
         ("LSTM", {"direction": "sideways"}, "sideways"),
         ("LSTM", {"clip": -1.0}, "clip"),
+        ("RNN", {"clip": 0.0}, "clip"),
         ("LSTM", {"clip": float("nan")}, "clip"),
         ("LSTM", {"peephole": 1}, "peephole"),
         ("Gemm", {}, "Gemm"),

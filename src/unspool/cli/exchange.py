@@ -1,5 +1,6 @@
 """`unspool export` and `unspool convert`: models and layers as files of other libraries.  Without torch."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def convert(source: Path, target: Path, cell: str | None) -> str:
         flat: dict[str, Any] = {
             f"{k}.{n}": array for k, part in enumerate(to_keras(stack)) for n, array in enumerate(part)
         }
-        with target.open("wb") as file:
-            np.savez(file, allow_pickle=False, **flat)
+        held = io.BytesIO()
+        np.savez(held, allow_pickle=False, **flat)
+        files.write_file(target, held.getvalue())
     else:
         raise ConfigError(
             f"what to write cannot be told from the name {target}.\n"

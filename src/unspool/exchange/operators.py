@@ -2,9 +2,10 @@
 
 Knows no file and no graph (`onnx_in`, `onnx_out`, `backend`), and does not import onnx.
 
-The kernels run everything but three options, which `plain` runs in NumPy: the GRU with linear_before_reset =
-0, peepholes, and clip.  `Node.describe` says which it is.  Refused: activations other than the defaults (and
-Relu for RNN), input_forget = 1, float16.
+float32 runs the native kernels.  Peepholes and clip run the reference where the native ones refuse them; the
+GRU with linear_before_reset = 0, whose reset gate stands before the recurrent product, no kernel set has, and
+`plain` runs it in NumPy.  `Node.describe` says which it is.  Refused: activations other than the defaults
+(and Relu for RNN), input_forget = 1, float16.
 
 Where ONNX's text leaves a case open: a sequence of length 0 has zeros in Y, and in Y_h and Y_c the initial
 state, so that a sequence may be cut anywhere (ONNX Runtime 1.31 gives zeros there, whatever the initial
@@ -22,10 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unspool import stack
-from unspool.errors import InputError
+from unspool.errors import InputError, KernelsError
 from unspool.exchange import plain
 from unspool.exchange.gates import ONNX_PEEPHOLES, PEEPHOLES, Format, GateOrder, ours
-from unspool.kernels import checks, choose
+from unspool.kernels import checks, choose, load
 from unspool.kernels.contract import Cell, Kernels, State
 from unspool.stack import Layer, Parameters
 
@@ -83,14 +84,14 @@ class Attributes(NamedTuple):
             if given.get(name, 0) not in allowed:
                 raise _refusal(op_type, name, given[name], " or ".join(map(str, allowed)))
         clip = given.get("clip")
-        if clip is not None and not (np.isfinite(clip) and clip >= 0):
-            raise _refusal(op_type, "clip", clip, "a finite number, 0 or more")
+        if clip is not None and not (np.isfinite(clip) and clip > 0):
+            raise _refusal(op_type, "clip", clip, "a finite number above 0")
         hidden_size = given.get("hidden_size")
         return cls(
             cell=_activated(op_type, given.get("activations"), DIRECTIONS[direction]),
             direction=direction,
             batch_first=bool(given.get("layout", 0)),
-            clip=float(clip) if clip else None,  # a clip of 0 stands for none, as it does elsewhere
+            clip=None if clip is None else float(clip),
             reset_after=op_type != "GRU" or bool(given.get("linear_before_reset", 0)),
             hidden_size=None if hidden_size is None else int(hidden_size),
         )
@@ -117,9 +118,13 @@ class Node:
         self.layer = layer(attributes, weights, recurrent, bias, peephole)
         self.dtype = self.layer.directions[0].weight_ih.dtype
         self.kernels: Kernels | None = None  # None: `plain`
-        if attributes.reset_after and peephole is None and attributes.clip is None:
+        if attributes.reset_after:
             self.kernels = choose(str(self.dtype))
-            self._prepared = stack.prepare(self.kernels, self.layer)
+            try:
+                self._prepared = stack.prepare(self.kernels, self.layer)
+            except KernelsError:  # an option that they do not run
+                self.kernels = load("reference")
+                self._prepared = stack.prepare(self.kernels, self.layer)
 
     def describe(self) -> str:
         """Name what runs: a kernel set, or NumPy."""
@@ -167,7 +172,7 @@ class Node:
         if a.direction == "reverse":
             x = turned(x, lengths)
         if self.kernels is None:
-            hidden, final = plain.run(self.layer, x, state, lengths, reset_after=a.reset_after)
+            hidden, final = plain.run(self.layer, x, state, lengths)
         else:
             hidden, final = self.kernels.infer(self._prepared, x, state, lengths=lengths)
         if a.direction == "reverse":

@@ -1,28 +1,26 @@
-"""ONNX's recurrent operators a step at a time in NumPy: what the kernels do not run.
+"""The GRU whose reset gate stands before the recurrent product: ONNX's linear_before_reset = 0, in NumPy.
 
-    gru    with linear_before_reset = 0, ONNX's default: the reset gate stands before the recurrent product
-           z, r = sigmoid(W x_t + b + U h_{t-1} + b')
-           n    = tanh(W_n x_t + b_n + U_n (r * h_{t-1}) + b'_n)
-           h_t  = (1 - z) * n + z * h_{t-1}
-    lstm   with peepholes p: z_i and z_f gain p * c_{t-1}, z_o gains p * c_t
-    any    with a clip: pre-activations are held within ±clip
+    r, u = sigmoid(W x_t + b + U h_{t-1} + b')                reset and update gate
+    n    = tanh(W_n x_t + b_n + U_n (r * h_{t-1}) + b'_n)     candidate
+    h_t  = (1 - u) * n + u * h_{t-1}
 
-Forward only, no trace, no gradient; slow.
+The kernels have the other one, as torch and cuDNN do; this is here so that ONNX's default can be run.  A step
+at a time, slowly; forward only, no trace, no gradient.
 
     T time steps   B batch   H hidden size   D directions
 
-Source: the operators in onnx.defs; Cho et al. 2014; Gers & Schmidhuber 2000.
+Source: Cho et al. 2014; the operator GRU in onnx.defs.
 """
 
 from typing import Any
 
 import numpy as np
 
-from unspool.kernels.contract import Cell, State
+from unspool.kernels.contract import State
 from unspool.stack import Layer, Parameters
 
 
-def run(layer: Layer, x: Any, initial: State, lengths: Any, *, reset_after: bool) -> tuple[Any, State]:
+def run(layer: Layer, x: Any, initial: State, lengths: Any) -> tuple[Any, State]:
     """Run a layer over (T, B, I) from a state (D, B, H): hidden states (T, B, D, H) and the final state.
 
     Past its length a sequence gives zeros, and its state stands still.
@@ -30,47 +28,31 @@ def run(layer: Layer, x: Any, initial: State, lengths: Any, *, reset_after: bool
     steps, batch, _ = x.shape
     lengths = np.full(batch, steps) if lengths is None else lengths
     hidden = np.zeros((steps, batch, len(layer.directions), layer.hidden_size), x.dtype)
-    final_h = np.array(initial.hidden)
-    final_c = np.zeros_like(final_h) if initial.cell is None else np.array(initial.cell)
+    final = np.array(initial.hidden)
     for d, parameters in enumerate(layer.directions):
-        h, c = final_h[d], final_c[d]
+        h = final[d]
         for t in range(steps) if d == 0 else reversed(range(steps)):
             live = (t < lengths)[:, None]
-            x_t = np.where(live, x[t], 0)
-            h_new, c_new = _step(layer.cell, parameters, layer.clip, x_t, h, c, reset_after)
+            h_new = _step(parameters, layer.clip, np.where(live, x[t], 0), h)
             hidden[t, :, d] = np.where(live, h_new, 0)
-            h, c = np.where(live, h_new, h), np.where(live, c_new, c)
-        final_h[d], final_c[d] = h, c
-    return hidden, State(final_h, None if initial.cell is None else final_c)
+            h = np.where(live, h_new, h)
+        final[d] = h
+    return hidden, State(final)
 
 
-def _step(
-    cell: Cell, p: Parameters, clip: float | None, x: Any, h: Any, c: Any, reset_after: bool
-) -> tuple[Any, Any]:
-    def clipped(z: Any) -> Any:
-        return z if clip is None else np.clip(z, -clip, clip)
+def _step(p: Parameters, clip: float | None, x: Any, h: Any) -> Any:
+    size = h.shape[1]
+    z = x @ p.weight_ih.T
+    if p.bias_ih is not None and p.bias_hh is not None:
+        z = z + p.bias_ih + p.bias_hh
+    gates = z[:, : 2 * size] + h @ p.weight_hh[: 2 * size].T
+    r, u = np.split(_sigmoid(_clipped(gates, clip)), 2, 1)
+    n = np.tanh(_clipped(z[:, 2 * size :] + (r * h) @ p.weight_hh[2 * size :].T, clip))
+    return (1 - u) * n + u * h
 
-    gates = len(cell.gates)
-    nothing = np.zeros(p.weight_hh.shape[0], x.dtype)
-    from_input = np.split(x @ p.weight_ih.T + (nothing if p.bias_ih is None else p.bias_ih), gates, 1)
-    bias_hh = nothing if p.bias_hh is None else p.bias_hh
-    from_hidden = np.split(h @ p.weight_hh.T + bias_hh, gates, 1)
-    z = [a + b for a, b in zip(from_input, from_hidden, strict=True)]
-    if cell is Cell.LSTM:
-        p_i, p_f, p_o = p.peephole if p.peephole is not None else np.zeros((3, h.shape[1]), x.dtype)
-        i, f = _sigmoid(clipped(z[0] + p_i * c)), _sigmoid(clipped(z[1] + p_f * c))
-        c = f * c + i * np.tanh(clipped(z[2]))
-        return _sigmoid(clipped(z[3] + p_o * c)) * np.tanh(c), c
-    if cell is Cell.GRU:
-        r, u = _sigmoid(clipped(z[0])), _sigmoid(clipped(z[1]))
-        if reset_after:
-            inner = r * from_hidden[2]
-        else:
-            size = h.shape[1]
-            inner = (r * h) @ p.weight_hh[2 * size :].T + bias_hh[2 * size :]
-        n = np.tanh(clipped(from_input[2] + inner))
-        return (1 - u) * n + u * h, c
-    return (np.tanh(clipped(z[0])) if cell is Cell.RNN_TANH else np.maximum(clipped(z[0]), 0)), c
+
+def _clipped(z: Any, clip: float | None) -> Any:
+    return z if clip is None else np.clip(z, -clip, clip)
 
 
 def _sigmoid(z: Any) -> Any:
