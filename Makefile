@@ -32,14 +32,14 @@ check: lint
 	REQUIRE=native $(BIN)/python -m pytest -q -m "not slow"
 
 lint: $(VENV)/dev-installed
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev-installed
-	$(BIN)/ruff format src tests benchmarks
-	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks examples
+	$(BIN)/ruff check --fix src tests benchmarks examples
 
 mutants: $(VENV)/dev-installed
 	$(BIN)/python tests/mutants.py
