@@ -54,6 +54,7 @@ class Config:
     clip: float = 0.2
     entropy: float = 0.02
     largest_gradient: float = 0.5
+    threads: int = 1  # torch's: for layers as small as these it has nothing to share out
 
 
 class Mazes:
@@ -243,6 +244,7 @@ class Result(NamedTuple):
 
 def run(config: Config, show: bool = True) -> Result:
     """Play and learn."""
+    torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     agent = Agent(config)
     optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate)
