@@ -10,16 +10,18 @@
 #   make soak        the verification tests, the long versions
 #   make sanitize    the tests on engines built with gcc's sanitizers
 #   make thirdparty  others' models and algorithms with our layers in them, in an environment of its own
+#   make exchange-test  conversions beside live Keras and Flax, in an environment of its own; ONNX's figures
 #   make clean       remove what make has made, but for runs/
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 GUESTS ?= .venv-thirdparty
+LIVE ?= .venv-live
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILT := native/*.cpp native/*.h CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty clean lab
+.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty exchange-test clean lab
 
 demo: $(VENV)/demo-installed
 	$(BIN)/unspool train sentiment --output runs/demo --force
@@ -69,6 +71,18 @@ $(GUESTS)/installed: constraints.txt tests/thirdparty/constraints.txt $(wildcard
 	$(GUESTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/thirdparty/constraints.txt
 	$(GUESTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 	  --config-settings build-dir=build/thirdparty --editable .
+	touch $@
+
+exchange-test: $(VENV)/dev-installed $(LIVE)/installed
+	$(BIN)/python benchmarks/exchange.py
+	$(LIVE)/bin/python -m pytest -c tests/live/pytest.ini tests/live
+
+$(LIVE)/installed: constraints.txt tests/live/constraints.txt $(wildcard $(BUILT))
+	$(PYTHON) -m venv $(LIVE)
+	$(LIVE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt scikit-build-core nanobind cmake ninja
+	$(LIVE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/live/constraints.txt
+	$(LIVE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --config-settings build-dir=build/live --editable .
 	touch $@
 
 # Built without isolation, so that the pinned build tools are used and nothing is fetched twice.
