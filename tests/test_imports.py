@@ -204,6 +204,7 @@ def test_public_names() -> None:
         "Model",
         "Tagger",
         "__version__",
+        "capture",
         "errors",
         "info",
         "introspect",

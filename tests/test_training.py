@@ -18,7 +18,7 @@ import torch
 
 import training_run
 from training_run import CONFIG, Small
-from unspool import files, training
+from unspool import files, introspect, nn, training
 from unspool.errors import ConfigError, InputError, MissingExtra, ModelFileError, TrainingError
 from unspool.training import Options
 
@@ -737,3 +737,62 @@ def test_processes_that_cannot_join_are_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="2 processes were launched"):
         train(tmp_path / "run")
+
+
+# ---- looking inside
+
+
+class Reader(torch.nn.Module):
+    """A recurrent layer in the small task's network's place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(20, 8, padding_idx=0)
+        self.reader = nn.LSTM(8, 8, batch_first=True)
+        self.hidden = torch.nn.Linear(8, 2)
+
+    def forward(self, tokens: torch.Tensor, noise: training.Noise | None = None) -> torch.Tensor:
+        _, (hidden, _) = self.reader(self.embedding(tokens), lengths=(tokens > 0).sum(1))
+        logits: torch.Tensor = self.hidden(hidden[0])
+        return logits
+
+
+def reading() -> Small:
+    small = Small()
+    with training.seeded(1):
+        small.model = Reader()  # type: ignore[assignment]
+    return small
+
+
+def test_a_monitored_run_has_the_bits_of_one_that_is_not(tmp_path: Path) -> None:
+    plain, watched = reading(), reading()
+    train(tmp_path / "plain", small=plain)
+    told: list[int] = []
+    training.run(
+        watched.model,
+        watched.task(),
+        OPTIONS,
+        tmp_path / "watched",
+        CONFIG,
+        monitor=lambda step, numbers: told.append(step) if numbers else None,
+    )
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, watched.model.state_dict()[name]), name
+    measured = [record for record in records(tmp_path / "watched") if "monitor" in record]
+    assert [record["step"] for record in measured] == told == [10, 20, 30]
+    assert {"reader.0.forward/vanished", "reader.0.forward/gate_memory"} <= set(measured[0]["monitor"])
+
+
+def test_a_run_that_is_not_finite_ends_in_the_place_where_it_began(tmp_path: Path) -> None:
+    small = reading()
+    reader: Any = small.model
+    with torch.no_grad():
+        reader.embedding.weight[1:, 3] = math.inf
+    with pytest.raises(TrainingError) as caught:
+        train(tmp_path / "run", small=small)
+    assert "not finite: the input is inf in reader, layer 0, forward, step 0, sample 0, unit 3" in str(
+        caught.value
+    )
+    assert "largest singular value" in str(caught.value)
+    saved = introspect.Capture.load(tmp_path / "run" / "fault.safetensors")
+    assert (saved["reader"].inputs[0][0, :, 3] == math.inf).all()

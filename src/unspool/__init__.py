@@ -6,6 +6,7 @@ unspool.LanguageModel  a trained language model, likewise
 unspool.nn             RNN, LSTM, GRU and their cells, in the place of torch.nn's (needs torch)
 unspool.kernels        the arithmetic: load("native"), load("reference")
 unspool.introspect     what a network did, as data
+unspool.capture        the same of a torch model's layers, while they run
 """
 
 import importlib
@@ -13,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from unspool import errors, introspect, kernels
+from unspool.introspect import capture
 from unspool.language import LanguageModel
 from unspool.model import Model
 from unspool.tagger import Tagger
@@ -23,6 +25,7 @@ __all__ = [
     "Model",
     "Tagger",
     "__version__",
+    "capture",
     "errors",
     "info",
     "introspect",

@@ -58,6 +58,7 @@ class _Recurrent(nn.Module):
 
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
+    tap: Any = None  # told what runs, while `unspool.capture` listens
 
     def __init__(
         self,
@@ -277,7 +278,7 @@ class _Recurrent(nn.Module):
                 (None, None) if hx is None else (hx[0][of_layer], hx[1][of_layer] if len(hx) == 2 else None)
             )
             mask = None if recurrent_mask is None else recurrent_mask[of_layer]
-            run = ops.Run(self.cell, kernels, on_host, resets, mask)
+            run = ops.Run(self.cell, kernels, on_host, resets, mask, self.tap, k)
             out, final_hidden, final_cell = ops.layer(run, x, hidden, cell, self._weights(k))
             finals[0].append(final_hidden)
             if final_cell is not None:

@@ -26,6 +26,8 @@ class Run(NamedTuple):
     lengths: npt.NDArray[np.int64] | None
     resets: Tensor | None  # (T, B) bool
     recurrent_mask: Tensor | None  # (D, B, H)
+    tap: Any = None  # told what ran, as it ran; see `introspect.capture`
+    level: int = 0  # which layer of the module this is
 
 
 def kernels_for(name: str, weight: Tensor) -> Kernels:
@@ -59,6 +61,12 @@ def layer(
         return _Layer.apply(run, x, hidden, cell, *flat)  # type: ignore[no-any-return, no-untyped-call]
     convert = _Convert(x)
     prepared = run.kernels.prepare(run.cell, [Weights(*map(convert.to, w)) for w in weights])
+    if run.tap is not None:
+        trace, final = run.kernels.forward(
+            prepared, convert.to(x), convert.state(hidden, cell), **convert.options(run)
+        )
+        run.tap.ran(run.cell, run.level, convert.to(x), trace, run.lengths)
+        return convert.back(trace.hidden), convert.back(final.hidden), convert.back(final.cell)
     out, final = run.kernels.infer(
         prepared, convert.to(x), convert.state(hidden, cell), **convert.options(run)
     )
@@ -80,6 +88,10 @@ class _Layer(torch.autograd.Function):
         trace, final = run.kernels.forward(
             prepared, convert.to(x), convert.state(hidden, cell), **convert.options(run)
         )
+        if run.tap is not None:
+            ctx.place = run.tap.ran(run.cell, run.level, convert.to(x), trace, run.lengths)
+        else:
+            ctx.place = None
         kept = Trace(*map(convert.back, trace))
         ctx.run, ctx.prepared, ctx.given = run, prepared, 3 + len(flat)
         ctx.set_materialize_grads(False)
@@ -91,7 +103,7 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: each reading unpacks
         given, kept = saved[: ctx.given], saved[ctx.given :]
-        return None, *_Backward.apply(ctx.run, ctx.prepared, kept, *arriving, *given)  # type: ignore[no-untyped-call]
+        return None, *_Backward.apply(ctx.run, ctx.prepared, ctx.place, kept, *arriving, *given)  # type: ignore[no-untyped-call]
 
 
 class _Backward(torch.autograd.Function):
@@ -106,6 +118,7 @@ class _Backward(torch.autograd.Function):
         ctx: Any,
         run: Run,
         prepared: Any,
+        place: Any,
         kept: tuple[Tensor | None, ...],
         d_out: Tensor | None,
         d_hidden: Tensor | None,
@@ -127,7 +140,7 @@ class _Backward(torch.autograd.Function):
                 d_hidden if d_hidden is not None else zeros,
                 None if run.cell is not Cell.LSTM else d_cell if d_cell is not None else zeros,
             )
-        gradients, _ = run.kernels.backward(
+        gradients, flow = run.kernels.backward(
             prepared,
             convert.to(x),
             Trace(*map(convert.to, trace)),
@@ -136,6 +149,8 @@ class _Backward(torch.autograd.Function):
             d_state=d_state,
             **convert.options(run),
         )
+        if run.tap is not None:
+            run.tap.flowed(place, flow)
         back = convert.back
         return (
             back(gradients.x),

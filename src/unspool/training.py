@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unspool import files
+from unspool import files, introspect
 from unspool.errors import ConfigError, InputError, MissingExtra, ModelFileError, TrainingError
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 BAD_STEPS_IN_A_ROW = 5
+
+_MONITORED = 10  # steps between two that the monitor measures
+_FAULT = "fault.safetensors"
 
 # A rank that hangs ends the others after this long; reading data before the loop must take less.
 _PATIENCE_WITH_RANKS = timedelta(minutes=5)
@@ -333,6 +336,8 @@ def run(
     options: Options,
     folder: str | os.PathLike[str],
     config: Mapping[str, object],
+    *,
+    monitor: bool | Callable[[int, Mapping[str, float]], None] = False,
 ) -> Result:
     """Train a model.
 
@@ -346,13 +351,17 @@ def run(
         options: how.
         folder: the run folder.
         config: the whole resolved configuration, for config.toml; plain values and sections of them.
+        monitor: True measures gradients by lag, gates and memory of every tenth step (`introspect.Monitor`),
+            of the first process's share, writes them to metrics.jsonl and warns in words; a function
+            (step, numbers) hands them to a tracker besides.
 
     Returns:
         What the run came to.  The best weights are in best/; the model itself holds the last ones.
 
     Raises:
         TrainingError: the folder holds a run already, the run to be resumed is another one, or five
-            steps in a row were not finite.
+            steps in a row were not finite; then it names the first bad value in the layers, and
+            fault.safetensors in the run folder holds what they computed.
         ModelFileError: a checkpoint is damaged or cannot be written.
         MissingExtra: Accelerate is not installed.
         SystemExit: 130 after Ctrl-C, 143 after SIGTERM.
@@ -366,6 +375,7 @@ def run(
     resumed = options.resume and (folder / "last").exists()
     state, moments = _load(folder / "last", model) if resumed else (_State(), {})
     wrapped = accelerator.prepare(model)
+    watch = introspect.Monitor(model, every=_MONITORED) if monitor and accelerator.is_main_process else None
     # Fused: one pass over memory instead of ten; measured 4 ms instead of 37 for 5 million parameters.
     # Not wrapped by Accelerate: without mixed precision that only adds look-ups to every step.
     optimizer = torch.optim.AdamW(
@@ -401,16 +411,17 @@ def run(
                 first, stop = _share(len(positions), accelerator.process_index, accelerator.num_processes)
                 share = _to_device(task.share(positions, first, stop), device)
                 noise = Noise(options.seed, state.step, first, stop, len(positions), device)
-                part = task.loss(wrapped, share, noise)
+                with contextlib.nullcontext() if watch is None else watch.step(state.step):
+                    part = task.loss(wrapped, share, noise)
 
-                # One exchange: all ranks see the same sums, so all take the same decisions.
-                total, count, tokens, places, *flags = _sum(
-                    accelerator,
-                    [part.total.item(), part.count, part.tokens, part.places, *signals.flags()],
-                )
-                loss = total / max(count, 1)
-                # Gradients are averaged over the processes: times their number makes it the sum.
-                accelerator.backward(part.total * (accelerator.num_processes / max(count, 1)))
+                    # One exchange: all ranks see the same sums, so all take the same decisions.
+                    total, count, tokens, places, *flags = _sum(
+                        accelerator,
+                        [part.total.item(), part.count, part.tokens, part.places, *signals.flags()],
+                    )
+                    loss = total / max(count, 1)
+                    # Gradients are averaged over the processes: times their number makes it the sum.
+                    accelerator.backward(part.total * (accelerator.num_processes / max(count, 1)))
                 norm = _gradient_norm(model)
                 if math.isfinite(loss) and math.isfinite(norm.item()):
                     if options.clip:
@@ -435,9 +446,20 @@ def run(
 
                 if accelerator.is_main_process and options.log_every and state.step % options.log_every == 0:
                     _append(log, {"step": state.step, "loss": _finite(loss)})
+                if watch is not None and watch.numbers:
+                    measured = {name: _finite(value) for name, value in watch.numbers.items()}
+                    _append(log, {"step": state.step, "monitor": measured})
+                    for warning in watch.warnings:
+                        report.say(warning)
+                    if callable(monitor):
+                        monitor(state.step, watch.numbers)
                 report.step(loss)
                 if state.bad_in_a_row == BAD_STEPS_IN_A_ROW:
-                    raise _too_many_bad_steps(state, folder)
+                    noise = Noise(options.seed, state.step, first, stop, len(positions), device)
+                    found = _locate(
+                        task, model, share, noise, folder if accelerator.is_main_process else None
+                    )
+                    raise _too_many_bad_steps(state, folder, found)
                 if number := _number(flags):
                     leave(number)
 
@@ -535,12 +557,41 @@ def _count_bad_step(state: _State, what: str, report: _Report) -> None:
         report.say(f"skipped {what}")
 
 
-def _too_many_bad_steps(state: _State, folder: Path) -> TrainingError:
+def _locate(
+    task: Task[Batch], model: torch.nn.Module, share: Batch, noise: Noise, folder: Path | None
+) -> str:
+    """Run a bad step's forward pass once more, with the same noise, and say where it first goes wrong.
+
+    Only where the run ends: the recipe's loss may keep a state from step to step.
+    """
+    if not any(hasattr(module, "tap") for module in model.modules()):
+        return "  No layer of unspool.nn is in the model, so where it began is not known.\n"
+    with introspect.capture(model) as taken, torch.no_grad():
+        task.loss(model, share, noise)
+    fault = introspect.locate_captured(model, taken)
+    where = ""
+    if folder is not None and any(taken.readings.values()):
+        try:
+            taken.save(folder / _FAULT)
+            where = f"  What the layers computed: {folder / _FAULT}, for introspect.Capture.load.\n"
+        except OSError as error:
+            where = f"  What the layers computed could not be written: {error}.\n"
+    if fault is None:
+        return (
+            "  The recurrent layers' forward pass is sound in the last of these steps: look at what comes "
+            f"after them, and at the loss.\n{where}"
+        )
+    said = str(fault).replace("\n", "\n  ")
+    return f"  The first bad value in the last of these steps is\n  {said}\n{where}"
+
+
+def _too_many_bad_steps(state: _State, folder: Path, found: str) -> TrainingError:
     last = folder / "last"
     kept = f"{last} is kept as it was after epoch {state.epoch}" if state.epoch else "nothing was saved yet"
     return TrainingError(
         f"training stopped: {BAD_STEPS_IN_A_ROW} steps in a row had a loss or gradient that is not finite.\n"
         f"  It began at {state.bad_since}\n"
+        f"{found}"
         f"  Kept: {kept}; no skipped step has touched a weight.\n"
         "  Fix: look at these examples; if they are sound, lower learning_rate or clip."
     )
@@ -690,7 +741,7 @@ def _check_parts(model: torch.nn.Module, task: Task[Batch]) -> None:
 
 def _remove_run(folder: Path) -> None:
     """Remove a run, and nothing else that may lie in its folder."""
-    for name in ("best", "last", "config.toml", "metrics.jsonl"):
+    for name in ("best", "last", "config.toml", "metrics.jsonl", _FAULT):
         files.remove(folder / name)
 
 

@@ -6,6 +6,8 @@ through the kernels' own backward pass.
     recording.py      every gate and state of a model's run over a text
     attribution.py    which word moved the answer
     gradients.py      the chain rule's terms, the gradient by lag, Jacobians
+    capture.py        the same of a torch model's own layers, while they run
+    monitor.py        gradients, gates and memory of a training step
     statistics.py     saturation of gates, span of memory
     faults.py         where a run first went wrong
     intervene.py      runs with gates or states set
@@ -14,7 +16,8 @@ through the kernels' own backward pass.
 """
 
 from unspool.introspect.attribution import Contributions, contributions
-from unspool.introspect.faults import Fault, locate
+from unspool.introspect.capture import Capture, Reading, capture
+from unspool.introspect.faults import Fault, locate, locate_captured
 from unspool.introspect.gradients import (
     GradientFlow,
     Jacobian,
@@ -24,24 +27,31 @@ from unspool.introspect.gradients import (
     jacobian,
 )
 from unspool.introspect.intervene import ablate, patch
+from unspool.introspect.monitor import Monitor, measure
 from unspool.introspect.recording import Recording, record
 from unspool.introspect.statistics import MemorySpan, Saturation, memory_span, saturation
 
 __all__ = [
+    "Capture",
     "Contributions",
     "Fault",
     "GradientFlow",
     "Jacobian",
     "MemorySpan",
+    "Monitor",
+    "Reading",
     "Recording",
     "Saturation",
     "Terms",
     "ablate",
+    "capture",
     "contributions",
     "gradient_flow",
     "gradient_terms",
     "jacobian",
     "locate",
+    "locate_captured",
+    "measure",
     "memory_span",
     "patch",
     "record",

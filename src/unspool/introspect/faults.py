@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from unspool.errors import InputError
 from unspool.introspect import stack as stacks
+from unspool.introspect.capture import Capture
 from unspool.introspect.stack import Numbers, Pass, Stack
 from unspool.kernels.contract import Cell, Gate
 
@@ -27,6 +29,7 @@ class Fault:
         value: the value.
         norms: the size of the sample's hidden state over the last steps before, the latest last.
         spectral_norm: the largest singular value of the layer's recurrent weights.
+        module: the layer's name in a captured model.
     """
 
     kind: str
@@ -39,13 +42,15 @@ class Fault:
     value: float
     norms: Numbers
     spectral_norm: float
+    module: str = ""
 
     def __str__(self) -> str:
         reading = ("forward", "reverse")[self.direction]
         place = "" if self.step is None else f", step {self.step}, sample {self.sample}, unit {self.unit}"
+        module = f"{self.module}, " if self.module else ""
         before = ", ".join(f"{norm:.3g}" for norm in self.norms) or "none: it is the first step read"
         return (
-            f"{self.kind}: {self.what} is {self.value:g} in layer {self.layer}, {reading}{place}\n"
+            f"{self.kind}: {self.what} is {self.value:g} in {module}layer {self.layer}, {reading}{place}\n"
             f"  hidden state's size over the steps before: {before}\n"
             f"  recurrent weights' largest singular value: {self.spectral_norm:.4g}"
         )
@@ -70,23 +75,69 @@ def locate(
     stack = stacks.of(layer)
     array, _ = stack.read(x)
     with np.errstate(all="ignore"):
-        for k, weights in enumerate(stack.weights):
-            for d, w in enumerate(weights):
-                for name, part in w._asdict().items():
-                    if part is not None and not np.isfinite(part).all():
-                        value = float(part[~np.isfinite(part)].flat[0])
-                        none = np.zeros(0, part.dtype)
-                        return Fault(
-                            "not finite", f"the {name} weights", k, d, None, None, None, value, none, np.nan
-                        )
-        ran = stack.forward(array, lengths)
-        for k in range(stack.layers):
-            fault = _input_fault(stack, ran, k) if k == 0 else None
-            fault = fault or _trace_fault(stack, ran, k, large)
-            if fault is None and saturated:
-                fault = _saturated(stack, ran, k)
-            if fault is not None:
-                return fault
+        fault = _weight_fault(stack)
+        return fault or _first(stack, stack.forward(array, lengths), saturated, large)
+
+
+def locate_captured(
+    model: Any, taken: Capture, *, saturated: bool = False, large: float = LARGE
+) -> Fault | None:
+    """Find the first bad value in what a model's recurrent layers computed under `capture`.
+
+    Args:
+        model: the model that was captured; its weights are read as they are now.
+        taken: the capture.
+        saturated, large: as for `locate`.
+
+    Returns:
+        The first fault, of the first module in the model's own order that has one; or None.
+
+    Raises:
+        InputError: the capture is of another model.
+    """
+    modules = dict(model.named_modules())
+    for name, calls in taken.readings.items():
+        if not hasattr(modules.get(name), "tap"):
+            raise InputError(
+                f"this is the capture of another model.\n  Received: a recurrent layer {name!r:.80}.\n"
+                f"  Fix: pass the model that was captured."
+            )
+        with np.errstate(all="ignore"):
+            stack = stacks.of(modules[name])
+            fault = _weight_fault(stack)
+            for reading in calls:
+                ran = Pass(tuple(reading.inputs), tuple(reading.traces), (), reading.lengths)
+                if len(ran.traces) != stack.layers or reading.cell is not stack.cell:
+                    raise InputError(
+                        f"this is the capture of another model.\n  Received: {len(ran.traces)} layers of "
+                        f"{reading.cell.value} for {name!r}, which has {stack.layers} of {stack.cell.value}."
+                    )
+                fault = fault or _first(stack, ran, saturated, large)
+        if fault is not None:
+            return dataclasses.replace(fault, module=name)
+    return None
+
+
+def _weight_fault(stack: Stack) -> Fault | None:
+    for k, weights in enumerate(stack.weights):
+        for d, w in enumerate(weights):
+            for name, part in w._asdict().items():
+                if part is not None and not np.isfinite(part).all():
+                    value = float(part[~np.isfinite(part)].flat[0])
+                    none = np.zeros(0, part.dtype)
+                    what = f"the {name} weights"
+                    return Fault("not finite", what, k, d, None, None, None, value, none, np.nan)
+    return None
+
+
+def _first(stack: Stack, ran: Pass, saturated: bool, large: float) -> Fault | None:
+    for k in range(stack.layers):
+        fault = _input_fault(stack, ran, k) if k == 0 else None
+        fault = fault or _trace_fault(stack, ran, k, large)
+        if fault is None and saturated:
+            fault = _saturated(stack, ran, k)
+        if fault is not None:
+            return fault
     return None
 
 

@@ -1,0 +1,204 @@
+"""What a model's own layers computed while they ran: the same bits, gates, flows, files, faults, monitors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import unspool
+from unspool import introspect, nn
+from unspool.errors import InputError, ModelFileError
+from unspool.kernels.contract import Gate
+
+
+class Network(torch.nn.Module):
+    """Two recurrent layers of unlike kinds under a user's names."""
+
+    def __init__(self, kind: Any = nn.LSTM) -> None:
+        super().__init__()
+        self.encoder = kind(3, 5, 2, bidirectional=True, batch_first=True)
+        self.head = torch.nn.ModuleDict({"reader": nn.GRU(10, 4)})
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        h, _ = self.encoder(x, lengths=lengths)
+        return self.head["reader"](h.transpose(0, 1), lengths=lengths)[0]  # type: ignore[no-any-return]
+
+
+def drawn() -> tuple[Network, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return Network(), torch.randn(4, 9, 3), torch.tensor([9, 1, 5, 0])
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_captured_model_computes_the_same_bits(gradients: bool) -> None:
+    model, x, lengths = drawn()
+    found = []
+    for tapped in (False, True):
+        with torch.set_grad_enabled(gradients):
+            if tapped:
+                with unspool.capture(model):
+                    out = model(x, lengths)
+            else:
+                out = model(x, lengths)
+        if gradients:
+            model.zero_grad()
+            out.sum().backward()
+            found.append([out.detach(), *(p.grad for p in model.parameters())])
+        else:
+            found.append([out])
+    for off, on in zip(*found, strict=True):
+        assert torch.equal(off, on)
+
+
+def test_it_holds_every_gate_state_and_flow_by_the_modules_names(tmp_path: Path) -> None:
+    model, x, lengths = drawn()
+    with unspool.capture(model) as recording:
+        model(x, lengths).sum().backward()
+    assert recording.names == ("encoder", "head.reader")
+    alone = introspect.stack.of(model.encoder).forward(
+        np.ascontiguousarray(x.numpy().swapaxes(0, 1)), lengths
+    )
+    encoder = recording["encoder"]
+    for kept, want in zip(encoder.traces, alone.traces, strict=True):
+        for part, wanted in zip(kept, want, strict=True):
+            assert (part is None) is (wanted is None)
+            if part is not None:
+                np.testing.assert_array_equal(part, wanted)
+    assert encoder.gate(Gate.FORGET, layer=0, direction=1).shape == (9, 4, 5)
+    assert (encoder.gate(Gate.FORGET)[1:, 1] == 0).all()
+    flow = recording["head.reader"].flows[0]
+    assert flow is not None
+    assert (flow.d_hidden[8, 0] == 1).all()  # nothing but the sum itself reaches the last step
+    assert "encoder: lstm" in str(recording)
+    recording.save(tmp_path / "capture.safetensors")
+    again = introspect.Capture.load(tmp_path / "capture.safetensors")
+    assert again.names == recording.names
+    np.testing.assert_array_equal(again["encoder"].hidden(direction=1), encoder.hidden(direction=1))
+    np.testing.assert_array_equal(again["head.reader"].flows[0].d_hidden, flow.d_hidden)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(again["encoder"].lengths, lengths)
+
+
+def test_what_the_caller_writes_afterwards_does_not_reach_the_recording() -> None:
+    layer, x = nn.LSTM(2, 3), torch.randn(4, 1, 2)
+    with torch.no_grad(), unspool.capture(layer) as recording:
+        out, _ = layer(x)
+        kept = out.clone()
+        out.zero_()
+        x.zero_()
+    assert recording.names == ("",)
+    np.testing.assert_array_equal(recording[""].hidden()[:, 0], kept[:, 0])
+    assert recording[""].inputs[0].any()
+
+
+def test_taps_are_gone_after_the_block_even_where_it_fails() -> None:
+    model, x, _ = drawn()
+    with pytest.raises(ZeroDivisionError), unspool.capture(model):
+        raise ZeroDivisionError
+    assert model.encoder.tap is None
+    with unspool.capture(model) as recording:
+        pass
+    model(x)
+    with pytest.raises(InputError, match="has not run"):
+        recording["encoder"]
+
+
+def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
+    model, x, _ = drawn()
+    with (
+        pytest.raises(InputError, match=r"no recurrent layer of unspool.nn"),
+        unspool.capture(torch.nn.LSTM(2, 3)),
+    ):
+        pass
+    with pytest.raises(InputError, match="no torch module"), unspool.capture("model"):
+        pass
+    with unspool.capture(model) as recording:
+        with pytest.raises(InputError, match="captured already"), unspool.capture(model):
+            pass
+        model(x)
+    with pytest.raises(InputError, match=r"'encoder', 'head\.reader'"):
+        recording["decoder"]
+    with pytest.raises(InputError, match="no layer 2"):
+        recording["encoder"].gate(Gate.INPUT, layer=2)
+    with pytest.raises(InputError, match="no such gate"):
+        recording["head.reader"].gate(Gate.FORGET)
+    with pytest.raises(InputError, match="another model"):
+        introspect.locate_captured(nn.LSTM(3, 5), recording)
+    with pytest.raises(InputError, match="another model"):
+        introspect.locate_captured(Network(nn.GRU), recording)
+    (tmp_path / "broken").write_bytes(b"nothing")
+    with pytest.raises(ModelFileError):
+        introspect.Capture.load(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_nan_planted_between_or_in_the_layers_is_located(seed: int) -> None:
+    model, x, lengths = drawn()
+    rng = np.random.default_rng(seed)
+    b = int(rng.choice([0, 1, 2]))
+    t = int(rng.integers(int(lengths[b])))
+    if seed % 2:
+        x[b, t, 1] = np.nan
+        want = ("encoder", "the input", 0, t, b)
+    else:  # behind the first module, before the second
+
+        def spoil(module: Any, given: Any, out: Any) -> Any:
+            out[0][b, t, 7] = np.inf
+            return out
+
+        model.encoder.register_forward_hook(spoil)
+        want = ("head.reader", "the input", 0, t, b)
+    with torch.no_grad(), unspool.capture(model) as recording:
+        model(x, lengths)
+    fault = introspect.locate_captured(model, recording)
+    assert fault is not None
+    assert (fault.module, fault.what, fault.layer, fault.step, fault.sample) == want
+    assert want[0] in str(fault)
+
+
+def test_a_monitor_measures_every_nth_step_and_warns_once() -> None:
+    torch.manual_seed(1)
+    layer = nn.RNN(2, 16)
+    with torch.no_grad():
+        layer.weight_hh_l0.mul_(0.2)
+    monitor = introspect.Monitor(layer, every=2)
+    x = torch.randn(60, 3, 2)
+    said, seen = [], []
+    for step in range(5):
+        with monitor.step(step):
+            layer(x)[0][-1].sum().backward()
+        seen.append(bool(monitor.numbers))
+        said += monitor.warnings
+        assert layer.tap is None
+    assert seen == [True, False, True, False, True]
+    assert len(said) == 1
+    assert "vanished" in said[0]
+    assert "forget-gate bias" in said[0]
+    flow = introspect.gradient_flow(layer, x, at=59)
+    with monitor.step(6):
+        layer(x[:, :1])[0][-1].sum().backward()
+    flow = introspect.gradient_flow(layer, x[:, :1], at=59)
+    shares = flow.by_lag() / flow.by_lag()[0]
+    assert monitor.numbers["model.0.forward/gradient/lag_5"] == pytest.approx(shares[5], rel=1e-4)
+    assert monitor.numbers["model.0.forward/vanished"] == pytest.approx((shares < 1e-4).mean())
+
+
+def test_a_monitor_counts_lags_from_each_sequences_own_last_step() -> None:
+    torch.manual_seed(2)
+    layer = nn.LSTM(2, 4, bidirectional=True)
+    x, lengths = torch.randn(12, 2, 2), torch.tensor([12, 7])
+    monitor = introspect.Monitor(layer)
+    with monitor.step(0):
+        _, (h, _) = layer(x, lengths=lengths)
+        h.sum().backward()
+    for d, name in enumerate(("forward", "reverse")):
+        shares = []
+        for b, n in enumerate(lengths.tolist()):
+            d_output = torch.zeros(8)
+            d_output[d * 4 : d * 4 + 4] = 1
+            at = n - 1 if d == 0 else 0
+            by_lag = introspect.gradient_flow(layer, x[:n, b], at=at, direction=d, d_output=d_output).by_lag()
+            shares.append(by_lag[5] / by_lag[0])
+        assert monitor.numbers[f"model.0.{name}/gradient/lag_5"] == pytest.approx(np.median(shares), rel=1e-4)
+    assert monitor.numbers["model.0.forward/gate_memory"] > 0
