@@ -8,7 +8,10 @@ import pytest
 import safetensors.numpy
 import torch
 
+import networks
+from unspool import exchange, files
 from unspool.cli import _run
+from unspool.model import Model
 
 pytest.importorskip("onnx")
 
@@ -57,3 +60,21 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
         _run(["convert", str(tmp_path / "none.safetensors"), str(tmp_path / "b.onnx"), "--cell", "gru"]) == 1
     )
     assert not (tmp_path / "b.onnx").exists()
+
+
+def test_a_model_folder_becomes_a_file_that_reads_as_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.write_folder(tmp_path / "best", networks.parts(networks.build("gru", 2)))
+    assert _run(["export", str(tmp_path / "best"), str(tmp_path / "model.onnx")]) == 0
+    assert "ONNX Runtime's answers lie within" in capsys.readouterr().err
+    model, read = Model.load(tmp_path / "best"), exchange.from_onnx(tmp_path / "model.onnx")
+    assert isinstance(read, Model)
+    assert read.predict(["a quietly moving film"]) == model.predict(["a quietly moving film"])
+    assert _run(["convert", str(tmp_path / "model.onnx"), str(tmp_path / "b.safetensors")]) == 2
+    assert "whole model" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert _run(["export", str(tmp_path), str(tmp_path / "model.onnx")]) == 1
+    assert not (tmp_path / "model.onnx").exists()
