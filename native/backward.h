@@ -14,6 +14,7 @@ struct BackwardScratch {
   float* dc;              // (rows, H) the same into c
   const float** operand;  // (rows) dL/dz as the recurrent weights see it
   float** through;        // (rows) where the product goes
+  float* z_slots;         // (rows, G*H in slots) bfloat16: dL/dz rounded
 };
 
 template <Cell C>
@@ -32,6 +33,7 @@ struct BackwardSweep : Sweep {
     carve(it->dc, C == Cell::lstm ? rows * H : 0);
     carve(it->operand, rows);
     carve(it->through, rows);
+    carve(it->z_slots, kBfloat16 ? rows * batch.z.gates * slots(H) : 0);
     return carve.used;
   }
 
@@ -76,11 +78,16 @@ struct BackwardSweep : Sweep {
       const int64_t b = row(mine, r), t = batch.time(d, b, s);
       undo(mine, work, r, b, t, s);
       work.operand[r] = d_recurrent_z + batch.gate(t, b, d);
+      if constexpr (kBfloat16) {
+        float* rounded = work.z_slots + r * G * slots(H);
+        round_gates(rounded, work.operand[r], G, H);
+        work.operand[r] = rounded;
+      }
       work.through[r] = work.dh + r * H;
     }
     constexpr int64_t wide = kColumns * W;
     for (int64_t p = 0; p * wide < H; ++p) {
-      const float* panel = back.recurrent[d] + p * G * H * wide;
+      const float* panel = back.recurrent[d] + p * G * slots(H) * wide;
       over_rows(rows, [&](auto height, int64_t first) INLINE_LAMBDA {
         constexpr int R = decltype(height)::value;
         float* const* to = work.through + first;
@@ -89,7 +96,7 @@ struct BackwardSweep : Sweep {
           for (int r = 0; r < R; ++r) mask[r] = run.recurrent_mask + batch.stated(d, row(mine, first + r));
         const auto* masks = &mask;
         tile<R, kColumns>(
-            G * H, ByRow{work.operand + first}, panel, [](int, int) INLINE_LAMBDA { return Vec{}; },
+            G * slots(H), ByRow{work.operand + first}, panel, [](int, int) INLINE_LAMBDA { return Vec{}; },
             [=](int r, int n, Vec sum) INLINE_LAMBDA {
               const int64_t column = p * wide + n * W, lanes = smaller(W, H - column);
               if (lanes <= 0) return;

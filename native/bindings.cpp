@@ -82,11 +82,12 @@ struct Interruptible : Stop {
 // Weights in the engine's layout.
 class Layer {
  public:
-  Layer(const std::string& isa, int cell, int64_t input, int64_t hidden,
+  Layer(const std::string& isa, const std::string& precision, int cell, int64_t input, int64_t hidden,
         const std::vector<In>& weights, int threads) {
     if (threads < 1) throw std::invalid_argument("a thread is needed");
-    engine_ = choose_engine(isa.c_str());
-    if (engine_ == nullptr) throw std::invalid_argument("no engine named " + isa + " runs here");
+    engine_ = choose_engine(isa.c_str(), precision.c_str());
+    if (engine_ == nullptr)
+      throw std::invalid_argument("no engine for " + isa + " and " + precision + " runs here");
     static constexpr int64_t gates[] = {1, 1, 4, 3};
     constexpr int64_t most = int64_t{1} << 30;  // so that no product of sizes overflows
     if (cell < 0 || cell > 3 || input < 1 || hidden < 1 || input > most || hidden > most)
@@ -115,7 +116,7 @@ class Layer {
   ~Layer() { engine_->release(packed_); }
 
   const Sizes& sizes() const { return sizes_; }
-  void step(const Step& step, int threads) const { engine_->step(*packed_, step, threads); }
+  bool step(const Step& step, int threads) const { return engine_->step(*packed_, step, threads); }
 
   // One or two directions of a batch: what every call takes.
   struct Given {
@@ -182,6 +183,7 @@ class Layer {
                 int threads) const {
     const Given it =
         given(x, hidden, cell, lengths, resets, reset_hidden, reset_cell, recurrent_mask);
+    if (engine_->backward == nullptr) throw std::invalid_argument("this precision has no gradients");
     const bool lstm = sizes_.cell == Cell::lstm, gru = sizes_.cell == Cell::gru;
     expect(trace_hidden, it.elements, "trace hidden");
     expect(trace_gates, it.elements * sizes_.gates, "trace gates");
@@ -333,8 +335,9 @@ class Stream {
         if (lstm) c_[at] = cell_array_.data() + state;
         out_[at] = top ? out + r * units_ : next_.data() + r * units_;
       }
-      layers_[k]->step({count, x_.data(), h_.data(), lstm ? c_.data() : nullptr, out_.data(), &never_},
-                       threads);
+      if (!layers_[k]->step({count, x_.data(), h_.data(), lstm ? c_.data() : nullptr, out_.data(), &never_},
+                       threads))
+        throw std::bad_alloc();
       for (int64_t r = 0; r < count; ++r) {
         const auto at = static_cast<size_t>(r);
         std::memcpy(const_cast<float*>(h_[at]), out_[at], bytes);
@@ -375,8 +378,8 @@ NB_MODULE(_core, m) {
   });
   // noconvert: an output converted on its way in would be written and thrown away.
   nb::class_<Layer>(m, "Layer")
-      .def(nb::init<const std::string&, int, int64_t, int64_t, const std::vector<In>&, int>(),
-           nb::arg("isa"), nb::arg("cell"), nb::arg("input"), nb::arg("hidden"),
+      .def(nb::init<const std::string&, const std::string&, int, int64_t, int64_t, const std::vector<In>&, int>(),
+           nb::arg("isa"), nb::arg("precision"), nb::arg("cell"), nb::arg("input"), nb::arg("hidden"),
            nb::arg("weights").noconvert(), nb::arg("threads"))
       .def("forward", &Layer::forward, nb::arg("x").noconvert(),
            nb::arg("hidden").noconvert().none(), nb::arg("cell").noconvert().none(),

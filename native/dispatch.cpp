@@ -6,40 +6,52 @@
 
 namespace unspool {
 
+#define DECLARE(isa) extern const Engine engine_##isa##_float32, engine_##isa##_bfloat16, engine_##isa##_int8;
+#define ENGINES(isa) {&engine_##isa##_float32, &engine_##isa##_bfloat16, &engine_##isa##_int8}
+DECLARE(baseline)
 #if defined(__x86_64__)
-extern const Engine engine_avx512, engine_avx2, engine_baseline;
-#else
-extern const Engine engine_baseline;
+DECLARE(avx2)
+DECLARE(avx512)
+extern const Engine engine_avx512bf16_bfloat16, engine_avx512bf16_int8;
 #endif
 
 namespace {
 
 struct Candidate {
-  const Engine* engine;
+  const char* name;
+  const Engine* engines[3];  // a precision each
   bool (*runs)();
 };
 
-// Best first.
+#if defined(__x86_64__)
+bool runs_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+#endif
+
+// Best first.  In float32 AVX512_BF16 and AVX512_VNNI have nothing to add.
 const Candidate candidates[] = {
 #if defined(__x86_64__)
-    {&engine_avx512,
+    {"avx512bf16",
+     {&engine_avx512_float32, &engine_avx512bf16_bfloat16, &engine_avx512bf16_int8},
      [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("fma");
+       return runs_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
      }},
-    {&engine_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {"avx512", ENGINES(avx512), runs_avx512},
+    {"avx2", ENGINES(avx2), [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
-    {&engine_baseline, [] { return true; }},
+    {"baseline", ENGINES(baseline), [] { return true; }},
 };
 constexpr size_t count = sizeof candidates / sizeof *candidates;
 
 }  // namespace
 
-const Engine* choose_engine(const char* wanted) {
+const Engine* choose_engine(const char* isa, const char* precision) {
   for (const Candidate& one : candidates)
-    if ((wanted == nullptr || std::strcmp(wanted, one.engine->name) == 0) && one.runs())
-      return one.engine;
+    if (std::strcmp(isa, one.name) == 0 && one.runs())
+      for (const Engine* engine : one.engines)
+        if (std::strcmp(precision, engine->precision) == 0) return engine;
   return nullptr;
 }
 
@@ -48,7 +60,7 @@ const char* const* engine_names() {
   static const bool filled = [] {
     size_t at = 0;
     for (const Candidate& one : candidates)
-      if (one.runs()) names[at++] = one.engine->name;
+      if (one.runs()) names[at++] = one.name;
     return true;
   }();
   (void)filled;

@@ -74,8 +74,9 @@ bool backward_cell(const Packed& packed, const Run& run, const Arriving& in, con
   const int64_t bands = larger((all_rows + kBand - 1) / kBand,
                                smaller(threads, (all_rows + 63) / 64) / z.directions);
   const int64_t band = round_up((all_rows + bands - 1) / bands, 6);
+  std::atomic<bool> out_of_memory{false};
   Products products{packed, batch, in, out, *back, recurrent_z, nullptr, nullptr, 0,
-                    (all_rows + band - 1) / band, band, nullptr, 0};
+                    (all_rows + band - 1) / band, band, nullptr, 0, &out_of_memory};
   products.scratch_bytes = products.bytes_an_item();
 
   const int64_t sweep_items = z.directions * sweep.groups;
@@ -103,7 +104,7 @@ bool backward_cell(const Packed& packed, const Run& run, const Arriving& in, con
   give_back(own);
   give_back(memory);
   std::free(token_time);
-  return enough && !run.stop->raised;
+  return enough && !out_of_memory && !run.stop->raised;
 }
 
 template <class Call>
@@ -129,25 +130,30 @@ bool forward(const Packed& packed, const Run& run, const Forward& out, int threa
 }
 
 template <Cell C>
-void step_cell(const Packed& packed, const Step& given, int threads) {
+bool step_cell(const Packed& packed, const Step& given, int threads) {
   const Sizes& z = packed.sizes;
   const int64_t products = given.rows * z.gates * z.hidden * (z.input + z.hidden);
   if (products < 200'000) threads = 1;
   const int64_t tiles = (given.rows + kRows - 1) / kRows;
-  Stepping<C> stepping{packed, given, (tiles + threads - 1) / threads * kRows};
+  const int64_t narrow = given.rows * Stepping<C>::floats_a_row(z);
+  float* memory = narrow > 0 ? take_floats(narrow) : nullptr;
+  if (narrow > 0 && memory == nullptr) return false;
+  Stepping<C> stepping{packed, given, (tiles + threads - 1) / threads * kRows, memory};
   parallel((given.rows + stepping.rows_an_item - 1) / stepping.rows_an_item, threads,
            Stepping<C>::body, &stepping, *given.stop);
+  give_back(memory);
+  return true;
 }
 
-void step(const Packed& packed, const Step& given, int threads) {
-  if (given.rows == 0) return;
+bool step(const Packed& packed, const Step& given, int threads) {
+  if (given.rows == 0) return true;
   switch (packed.sizes.cell) {
     case Cell::lstm: return step_cell<Cell::lstm>(packed, given, threads);
     case Cell::gru: return step_cell<Cell::gru>(packed, given, threads);
     case Cell::rnn_relu: return step_cell<Cell::rnn_relu>(packed, given, threads);
     case Cell::rnn_tanh: break;
   }
-  step_cell<Cell::rnn_tanh>(packed, given, threads);
+  return step_cell<Cell::rnn_tanh>(packed, given, threads);
 }
 
 bool backward(const Packed& packed, const Run& run, const Arriving& in, const Backward& out,
@@ -172,7 +178,11 @@ bool backward(const Packed& packed, const Run& run, const Arriving& in, const Ba
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
-extern const Engine JOIN(engine_, UNSPOOL_ISA);
-const Engine JOIN(engine_, UNSPOOL_ISA) = {QUOTE(UNSPOOL_ISA), pack, release, forward, backward, step};
+#define ENGINE JOIN(JOIN(JOIN(engine_, UNSPOOL_ISA), _), UNSPOOL_PRECISION)
+
+// int8 has no gradients.
+extern const Engine ENGINE;
+const Engine ENGINE = {QUOTE(UNSPOOL_ISA), QUOTE(UNSPOOL_PRECISION), pack, release, forward,
+                       kInt8 ? nullptr : backward, step};
 
 }  // namespace unspool

@@ -96,18 +96,18 @@ struct Packed;  // a layer's weights in the layout of one instruction set
 // One instruction set's functions.  Each returns false, or null, when memory runs out; false also when
 // the run was given up.
 struct Engine {
-  const char* name;
+  const char* name;       // of the instruction set
+  const char* precision;  // "float32", "bfloat16", "int8": what the weights are stored as
   Packed* (*pack)(const Sizes& sizes, const Weights* weights, int threads);  // weights[D]
   void (*release)(Packed* packed);
   bool (*forward)(const Packed& packed, const Run& run, const Forward& out, int threads);
   bool (*backward)(const Packed& packed, const Run& run, const Arriving& in, const Backward& out,
                    int threads);
-  void (*step)(const Packed& packed, const Step& step, int threads);  // takes no memory
+  bool (*step)(const Packed& packed, const Step& step, int threads);  // in float32 takes no memory
 };
 
-// The best engine that this machine runs, or the one that `wanted` names.
-// Null when `wanted` is not built in or cannot run here.
-const Engine* choose_engine(const char* wanted);
+// The engine of an instruction set and a precision; null when it is not built in or cannot run here.
+const Engine* choose_engine(const char* isa, const char* precision);
 
 // The names of the engines that are built in and run here, best first; null-terminated.
 const char* const* engine_names();

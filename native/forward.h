@@ -59,6 +59,28 @@ INLINE void advance(const Kept<C>& row, int64_t p, int64_t H, const Vec (&sum)[L
   }
 }
 
+// Where the integer sums of panel p begin; with P == 2, of panels p and p + 1 in the rows' place.
+template <int N, int P>
+INLINE auto int8_start(const float* starts, int64_t p) {
+  const float* from = starts + p * N * W;
+  return [=](int k, int n) INLINE_LAMBDA { return load(from + ((P == 2 ? k : 0) * N + n) * W); };
+}
+
+// Pre-activations from integer sums: start + sum * what a weight is worth * what h is.
+template <int N, int P, int K, class Start>
+INLINE void dequantise(Vec (&sum)[K][N], const float* scales, int64_t p, const float* h_scale, Start start) {
+  const float* from = scales + p * N * W;
+#pragma GCC unroll 8
+  for (int k = 0; k < K; ++k) {
+    const Vec of_h = splat(h_scale[P == 2 ? 0 : k]);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      const Vec scale = load(from + ((P == 2 ? k : 0) * N + n) * W) * of_h;
+      sum[k][n] = fma(__builtin_convertvector(bits_of(sum[k][n]), Vec), scale, start(k, n));
+    }
+  }
+}
+
 // Scratch of one forward item.
 struct ForwardScratch {
   int64_t steps;                // steps whose input projection is made at once
@@ -66,6 +88,9 @@ struct ForwardScratch {
   float* z;                     // [panel][token][n][lane] what the input gives to the pre-activations
   float* c;                     // (rows, H) running cell state, when no trace holds it
   float* masked;                // (rows, H) h times the recurrent mask
+  float* x_slots;               // (steps * rows, I in slots) bfloat16
+  float* h_slots;               // (rows, H in slots) bfloat16, int8
+  float* h_scale;               // (rows) int8
   const float** x_rows;         // (steps * rows)
   const float** h_prev;         // (rows)
   const float** operand;        // (rows) h as the recurrent weights see it
@@ -95,6 +120,9 @@ struct ForwardSweep : Sweep {
     carve(it->z, L::panels(z.hidden) * it->tokens * L::N * W);
     carve(it->c, out.cell == nullptr && C == Cell::lstm ? rows * z.hidden : 0);
     carve(it->masked, batch.run.recurrent_mask != nullptr ? rows * z.hidden : 0);
+    carve(it->x_slots, kBfloat16 ? steps * rows * slots(z.input) : 0);
+    carve(it->h_slots, kPackRecurrent > 1 ? rows * recurrent_slots(z.hidden) : 0);
+    carve(it->h_scale, kInt8 ? rows : 0);
     carve(it->x_rows, steps * rows);
     carve(it->h_prev, rows);
     carve(it->operand, rows);
@@ -148,16 +176,21 @@ struct ForwardSweep : Sweep {
       for (int64_t r = 0; r < rows; ++r, ++tokens) {
         const int64_t b = row(mine, r), t = batch.time(mine.d, b, s);
         work.x_rows[tokens] = batch.run.x + (t * batch.run.batch + b) * I;
+        if constexpr (kBfloat16) {
+          float* rounded = work.x_slots + tokens * slots(I);
+          round_row(rounded, work.x_rows[tokens], I);
+          work.x_rows[tokens] = rounded;
+        }
       }
     }
     for (int64_t p = 0; p < L::panels(H); ++p) {
-      const float* panel = packed.input[mine.d] + p * I * L::N * W;
+      const float* panel = packed.input[mine.d] + p * slots(I) * L::N * W;
       const float* bias = packed.bias[mine.d] + p * L::N * W;
       over_rows(tokens, [&](auto height, int64_t first) INLINE_LAMBDA {
         constexpr int R = decltype(height)::value;
         float* z = z_at(work, p, first);
         tile<R, L::N>(
-            I, ByRow{work.x_rows + first}, panel,
+            slots(I), ByRow{work.x_rows + first}, panel,
             [=](int, int n) INLINE_LAMBDA { return load(bias + n * W); },
             [=](int r, int n, Vec sum) INLINE_LAMBDA { store(z + (r * L::N + n) * W, sum); });
       });
@@ -181,6 +214,12 @@ struct ForwardSweep : Sweep {
         for (int64_t j = 0; j < H; ++j) masked[j] = work.h_prev[r][j] * mask[j];
         work.operand[r] = masked;
       }
+      if constexpr (kPackRecurrent > 1) {
+        float* narrow = work.h_slots + r * recurrent_slots(H);
+        if constexpr (kBfloat16) round_row(narrow, work.operand[r], H);
+        if constexpr (kInt8) work.h_scale[r] = quantise_row(narrow, work.operand[r], H);
+        work.operand[r] = narrow;
+      }
       if constexpr (C == Cell::lstm) {
         if (out.cell != nullptr) {
           work.c_prev[r] = batch.entering(d, b, s, out.cell, run.cell, run.reset_cell, packed.zeros);
@@ -196,22 +235,32 @@ struct ForwardSweep : Sweep {
     }
     over_panels(rows, L::panels(H), [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
       constexpr int R = decltype(height)::value, P = decltype(width)::value;
-      const float* panel = packed.recurrent[d] + p * H * L::N * W;
+      const int64_t depth = recurrent_slots(H);
+      const float* panel = packed.recurrent[d] + p * depth * L::N * W;
       const float* z = z_at(work, p, done + first);
       const int64_t to_next = P == 2 ? work.tokens * L::N * W : L::N * W;  // the next panel's, or row's
       const float* candidate_bias = packed.candidate_bias[d] + L::unit(p, 0);
       Vec sum[R * P][L::N];
       auto* sums = &sum;
-      const auto begin = [=](int k, int n) INLINE_LAMBDA {
+      const auto start = [=](int k, int n) INLINE_LAMBDA {
         // The GRU's candidate keeps its recurrent product apart: the reset gate acts on it.
         if (C == Cell::gru && n == 2) return load(candidate_bias + (P == 2 ? k * W : 0));
         return load(z + k * to_next + n * W);
       };
       const auto end = [=](int k, int n, Vec total) INLINE_LAMBDA { (*sums)[k][n] = total; };
-      if constexpr (P == 2)
-        tile_pair<L::N>(H, work.operand[first], panel, panel + H * L::N * W, begin, end);
-      else
-        tile<R, L::N>(H, ByRow{work.operand + first}, panel, begin, end);
+      const auto multiply = [&](auto begin) INLINE_LAMBDA {
+        if constexpr (P == 2)
+          tile_pair<L::N, RecurrentProduct>(depth, work.operand[first], panel, panel + depth * L::N * W, begin,
+                                            end);
+        else
+          tile<R, L::N, RecurrentProduct>(depth, ByRow{work.operand + first}, panel, begin, end);
+      };
+      if constexpr (kInt8) {
+        multiply(int8_start<L::N, P>(packed.recurrent_start[d], p));
+        dequantise<L::N, P>(sum, packed.recurrent_scale[d], p, work.h_scale + first, start);
+      } else {
+        multiply(start);
+      }
 #pragma GCC unroll 8
       for (int k = 0; k < R * P; ++k)
         activate(work, done, first + (P == 2 ? 0 : k), p + (P == 2 ? k : 0), sum[k]);

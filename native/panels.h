@@ -21,8 +21,10 @@ struct BackPanels {
 struct Packed {
   Sizes sizes;
   float* memory;             // owns all that follows, but for `back`
-  float* input[2];           // per direction: gate panels over I
-  float* recurrent[2];       // gate panels over H
+  float* input[2];           // per direction: gate panels over I, in slots
+  float* recurrent[2];       // gate panels over H, in slots
+  float* recurrent_scale[2]; // int8: gate panels, one step deep, what a weight of a row is worth
+  float* recurrent_start[2]; // int8: the same, -128 times the sum of a row's weights: h is stored with 128 added
   float* bias[2];            // gate panels, one step deep
   float* candidate_bias[2];  // (H rounded up to W), zeros after H
   float* zeros;              // (H,)
@@ -47,6 +49,41 @@ struct Layout {
     return larger(0, smaller(W, H - unit(p, n)));
   }
 };
+
+// The weights of one direction with their numbers joined into slots; in memory that the caller gives.
+inline void narrow(Weights& w, const Sizes& z, float* memory, float* scale, float* start) {
+  const int64_t rows = z.gates * z.hidden, I = z.input, H = z.hidden;
+  float* recurrent = memory;
+  float* input = memory + rows * recurrent_slots(H);
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* row = w.recurrent + r * H;
+    float* to = recurrent + r * recurrent_slots(H);
+    if constexpr (kBfloat16) {
+      round_row(input + r * slots(I), w.input + r * I, I);
+      round_row(to, row, H);
+    } else {
+      auto* bytes = reinterpret_cast<int8_t*>(to);
+      double most = 0;
+      for (int64_t k = 0; k < H; ++k) most = !(std::fabs(row[k]) <= most) ? std::fabs(row[k]) : most;
+      const bool finite = most < HUGE_VAL;
+      int32_t sum = 0;
+      for (int64_t k = 0; k < 4 * recurrent_slots(H); ++k) {
+        const bool real = k < H && finite && most > 0;
+        bytes[k] = real ? static_cast<int8_t>(std::nearbyint(row[k] * 127.0 / most)) : int8_t{0};
+        sum += bytes[k];
+      }
+      scale[r] = finite ? static_cast<float>(most / 127.0) : NAN;
+      sum *= -128;
+      std::memcpy(start + r, &sum, sizeof sum);
+    }
+  }
+  w.recurrent = recurrent;
+  if constexpr (kBfloat16) w.input = input;
+}
+
+inline int64_t narrow_floats(const Sizes& z) {
+  return z.gates * z.hidden * (recurrent_slots(z.hidden) + (kBfloat16 ? slots(z.input) : 0));
+}
 
 // Panels that one item of packing takes.
 constexpr int64_t kPanelsAnItem = 4;
@@ -94,6 +131,34 @@ void turn_gates(float* to, const float* panels, int64_t columns, int64_t H, int6
     }
 }
 
+// turn_gates for bfloat16: of slots along the columns to slots along the rows, each gate's rows filled up to an even
+// number.
+template <Cell C>
+void turn_pairs(float* to, const float* panels, int64_t columns, int64_t H, int64_t capacity, int64_t first,
+                int64_t last) {
+  using L = Layout<C>;
+  constexpr int64_t wide = kColumns * W;
+  const IntVec high = IntVec{} + static_cast<int32_t>(0xffff0000);
+  for (int64_t p = first; p < last; ++p)
+    for (int n = 0; n < L::N; ++n) {
+      const int64_t lanes = L::lanes(p, n, H);
+      const int64_t row = (L::gates == 1 ? 0 : n * slots(H)) + L::unit(p, n) / 2;
+      const float* column = panels + (p * slots(columns) * L::N + n) * W;
+      for (int64_t k = 0; lanes > 0 && k < round_up(columns, wide); k += W) {
+        Vec block[W];
+        for (int64_t j = 0; j < W; j += 2) {
+          const IntVec both = k + j < columns ? bits_of(load(column + (k + j) / 2 * L::N * W)) : IntVec{};
+          block[j] = of_bits(both << 16);
+          block[j + 1] = of_bits(both & high);
+        }
+        transpose(block);
+        float* at = to + (k / wide * capacity + row) * wide + k % wide;
+        for (int64_t lane = 0; lane < lanes; lane += 2)
+          store(at + lane / 2 * wide, pair_up(block[lane], block[lane + 1]));
+      }
+    }
+}
+
 // Rows of a right operand -> [panel][k][n][lane]; 0 in lanes past `columns`.
 template <class RowAt>
 INLINE void pack_columns(float* to, int64_t depth, int64_t capacity, int64_t columns, RowAt row_at) {
@@ -130,16 +195,17 @@ struct Packing {
     const Sizes& z = it.packed.sizes;
     const int64_t each = items_a_direction(z), d = item / each, first = item % each * kPanelsAnItem;
     const int64_t last = smaller(first + kPanelsAnItem, Layout<C>::panels(z.hidden));
-    const int64_t H = z.hidden, I = z.input, rows = z.gates * H;
+    const int64_t H = z.hidden, I = z.input, rows = z.gates * slots(H);
     if (it.back == nullptr) {
       const Weights& w = it.weights[d];
-      pack_gates<C>(it.packed.input[d], w.input, I, H, first, last);
-      pack_gates<C>(it.packed.recurrent[d], w.recurrent, H, H, first, last);
+      pack_gates<C>(it.packed.input[d], w.input, slots(I), H, first, last);
+      pack_gates<C>(it.packed.recurrent[d], w.recurrent, recurrent_slots(H), H, first, last);
       pack_gates<C>(it.packed.bias[d], w.bias, 1, H, first, last);
     } else {
-      turn_gates<C>(it.back->recurrent[d], it.packed.recurrent[d], H, H, rows, first, last);
-      turn_gates<C>(it.back->input + d * rows * kColumns * W, it.packed.input[d], I, H,
-                    z.directions * rows, first, last);
+      constexpr auto turn = kBfloat16 ? turn_pairs<C> : turn_gates<C>;
+      turn(it.back->recurrent[d], it.packed.recurrent[d], H, H, rows, first, last);
+      turn(it.back->input + d * rows * kColumns * W, it.packed.input[d], I, H, z.directions * rows, first,
+           last);
     }
   }
 
@@ -157,14 +223,19 @@ Packed* pack_cell(const Sizes& z, const Weights* weights, int threads) {
   const int64_t H = z.hidden, I = z.input, D = z.directions;
   const int64_t wide = L::panels(H) * L::N * W;
   const int64_t padded = round_up(H, W);
-  const int64_t a_direction = wide * (I + H + 1) + padded;
+  const int64_t a_direction = wide * (slots(I) + recurrent_slots(H) + (kInt8 ? 3 : 1)) + padded;
   auto* packed = static_cast<Packed*>(std::calloc(1, sizeof(Packed)));
-  float* at = take_floats(D * (a_direction + 64) + padded + 64);
-  if (packed == nullptr || at == nullptr) {
+  float* at = take_floats(D * (a_direction + 96) + padded + 64);
+  constexpr bool narrows = kPrecision != Precision::float32;
+  const int64_t rows = z.gates * H, a_narrow = narrow_floats(z) + 2 * rows;
+  float* slotted = narrows ? take_floats(D * a_narrow) : nullptr;
+  if (packed == nullptr || at == nullptr || (narrows && slotted == nullptr)) {
     std::free(packed);
     give_back(at);
+    give_back(slotted);
     return nullptr;
   }
+  Weights own[2] = {weights[0], weights[D - 1]};
   packed->sizes = z;
   packed->memory = at;
   const auto take = [&at](int64_t count) {
@@ -173,8 +244,8 @@ Packed* pack_cell(const Sizes& z, const Weights* weights, int threads) {
     return mine;
   };
   for (int64_t d = 0; d < D; ++d) {
-    packed->input[d] = take(wide * I);
-    packed->recurrent[d] = take(wide * H);
+    packed->input[d] = take(wide * slots(I));
+    packed->recurrent[d] = take(wide * recurrent_slots(H));
     packed->bias[d] = take(wide);
     packed->candidate_bias[d] = take(padded);
     std::memset(packed->candidate_bias[d], 0, static_cast<size_t>(padded) * sizeof(float));
@@ -184,7 +255,21 @@ Packed* pack_cell(const Sizes& z, const Weights* weights, int threads) {
   }
   packed->zeros = take(padded);
   std::memset(packed->zeros, 0, static_cast<size_t>(padded) * sizeof(float));
-  Packing<C>{*packed, weights, nullptr}.run(threads);
+  if constexpr (narrows) {
+    for (int64_t d = 0; d < D; ++d) {
+      float* memory = slotted + d * a_narrow;
+      float* scale = memory + narrow_floats(z);
+      narrow(own[d], z, memory, scale, scale + rows);
+      if constexpr (kInt8) {
+        packed->recurrent_scale[d] = take(wide);
+        packed->recurrent_start[d] = take(wide);
+        pack_gates<C>(packed->recurrent_scale[d], scale, 1, H, 0, L::panels(H));
+        pack_gates<C>(packed->recurrent_start[d], scale + rows, 1, H, 0, L::panels(H));
+      }
+    }
+  }
+  Packing<C>{*packed, own, nullptr}.run(threads);
+  give_back(slotted);
   return packed;
 }
 
@@ -195,7 +280,7 @@ const BackPanels* back_panels(const Packed& packed, int threads) {
   BackPanels* back = packed.back.load(std::memory_order_acquire);
   if (back != nullptr) return back;
   const Sizes& z = packed.sizes;
-  const int64_t rows = z.gates * z.hidden, head = 16;
+  const int64_t rows = z.gates * slots(z.hidden), head = 16;
   static_assert(sizeof(BackPanels) <= 16 * sizeof(float));
   const int64_t recurrent = round_up(column_floats(rows, z.hidden), 16);
   float* at = take_floats(head + z.directions * recurrent + column_floats(z.directions * rows, z.input));

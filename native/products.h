@@ -1,6 +1,7 @@
 // The products after the backward sweep: gradients of the weights and of x.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
@@ -27,6 +28,7 @@ struct Products {
   int64_t band;                // rows of an item
   char* scratch;
   int64_t scratch_bytes;
+  std::atomic<bool>* out_of_memory;
 
   static constexpr int64_t kTokensAnItem = 48;
 
@@ -74,21 +76,27 @@ struct Products {
       if (patience.over(depth * rows * columns)) return;
       for (int64_t k = 0; k < depth; ++k)
         row_at[k] = left + batch.gate(token_time[from + k], token_row[from + k], d) + first;
-      pack_left(left_packed, stride, row_at, depth, rows);
+      if constexpr (kBfloat16)
+        pair_left(left_packed, stride, row_at, depth, rows);
+      else
+        pack_left(left_packed, stride, row_at, depth, rows);
       if (kind == 0 || z.cell == Cell::gru) {
         std::memset(bias_chunk, 0, static_cast<size_t>(rows) * sizeof(float));
         for (int64_t k = 0; k < depth; ++k)
-          for (int64_t j = 0; j < rows; ++j) bias_chunk[j] += left_packed[k * stride + j];
+          for (int64_t j = 0; j < rows; ++j) bias_chunk[j] += row_at[k][j];
         for (int64_t j = 0; j < rows; ++j) bias[j] += bias_chunk[j];
       }
-      pack_right(right_panels, d, kind, from, depth, columns);
+      if constexpr (kBfloat16)
+        pair_right(right_panels, d, kind, from, depth, columns);
+      else
+        pack_right(right_panels, d, kind, from, depth, columns);
       constexpr int64_t wide = kColumns * W;
       for (int64_t p = 0; p * wide < columns; ++p)
         for (int64_t j = 0; j < rows; j += kRows) {
           const int64_t real = smaller(kRows, rows - j);
           float* to = product + j * columns + p * wide;
           tile<kRows, kColumns>(
-              depth, ByToken{left_packed + j, stride}, right_panels + p * kChunk * wide,
+              slots(depth), ByToken{left_packed + j, stride}, right_panels + p * kChunk * wide,
               [](int, int) INLINE_LAMBDA { return Vec{}; },
               [=](int r, int n, Vec sum) INLINE_LAMBDA {
                 const int64_t lanes = smaller(W, columns - p * wide - n * W);
@@ -114,6 +122,51 @@ struct Products {
     }
   }
 
+  // The same in bfloat16: two tokens to a slot, rounded.
+  static void pair_left(float* to, int64_t stride, const float* const* row_at, int64_t depth, int64_t rows) {
+    for (int64_t k = 0; k < depth; k += 2, to += stride) {
+      for (int64_t j = 0; j < rows; j += W) {
+        const int64_t lanes = smaller(W, rows - j);
+        const Vec late = k + 1 < depth ? load(row_at[k + 1] + j, lanes) : Vec{};
+        store(to + j, pair_up(load(row_at[k] + j, lanes), late), lanes);
+      }
+      for (int r = 0; r < kRows; ++r) to[rows + r] = 0.0f;
+    }
+  }
+
+  // pack_right in bfloat16.
+  void pair_right(float* to, int64_t d, int64_t kind, int64_t from, int64_t depth, int64_t columns) const {
+    constexpr int64_t wide = kColumns * W;
+    for (int64_t k = 0; k < depth; k += 2) {
+      const float *row[2] = {}, *mask[2] = {};
+      for (int64_t i = 0; i < 2 && k + i < depth; ++i) right_row(d, kind, from + k + i, columns, row[i], mask[i]);
+      for (int64_t j = 0; j < round_up(columns, wide); j += W) {
+        const int64_t lanes = larger(0, smaller(W, columns - j));
+        Vec both[2] = {};
+        for (int64_t i = 0; i < 2; ++i) {
+          if (row[i] == nullptr || lanes == 0) continue;
+          both[i] = load(row[i] + j, lanes);
+          if (mask[i] != nullptr) both[i] *= load(mask[i] + j, lanes);
+        }
+        store(to + (j / wide * kChunk + k / 2) * wide + j % wide, pair_up(both[0], both[1]));
+      }
+    }
+  }
+
+  // A token's x, or h as it entered the step, with the mask that it was multiplied by.
+  void right_row(int64_t d, int64_t kind, int64_t token, int64_t columns, const float*& row,
+                 const float*& mask) const {
+    const Run& run = batch.run;
+    const int64_t t = token_time[token], b = token_row[token];
+    if (kind == 0) {
+      row = run.x + (t * run.batch + b) * columns;
+      return;
+    }
+    const int64_t s = d == 0 ? t : batch.length(b) - 1 - t;
+    row = batch.entering(d, b, s, in.hidden, run.hidden, run.reset_hidden, packed.zeros);
+    if (run.recurrent_mask != nullptr) mask = run.recurrent_mask + batch.stated(d, b);
+  }
+
   // What the weights multiplied: x, or h as it entered the step.
   void pack_right(float* to, int64_t d, int64_t kind, int64_t from, int64_t depth,
                   int64_t columns) const {
@@ -136,14 +189,19 @@ struct Products {
   // dL/dx = dL/dz W over both directions at once; 0 for tokens past a sequence's end.
   void x_item(int64_t item) const {
     const Sizes& z = batch.z;
-    const int64_t depth = z.directions * z.gates * z.hidden, I = z.input;
+    const int64_t gates = z.directions * z.gates, depth = gates * slots(z.hidden), I = z.input;
+    float* own = nullptr;
+    if constexpr (kBfloat16) {
+      own = take_floats(kTokensAnItem * depth);
+      if (own == nullptr) return out_of_memory->store(true);
+    }
     const int64_t first = item * kTokensAnItem;
     const int64_t last = smaller(first + kTokensAnItem, batch.run.time * batch.run.batch);
     const float* rows[kTokensAnItem];
     float* to[kTokensAnItem];
     int64_t live = 0;
     Patience patience{*batch.run.stop};
-    if (patience.over((last - first) * depth * I)) return;
+    if (patience.over((last - first) * depth * I)) return give_back(own);
     for (int64_t token = first; token < last; ++token) {
       const int64_t t = token / batch.run.batch, b = token % batch.run.batch;
       if (t >= batch.length(b)) {
@@ -151,6 +209,10 @@ struct Products {
         continue;
       }
       rows[live] = out.flow_preactivation + batch.gate(t, b, 0);
+      if constexpr (kBfloat16) {
+        round_gates(own + live * depth, rows[live], gates, z.hidden);
+        rows[live] = own + live * depth;
+      }
       to[live++] = out.d_x + token * I;
     }
     constexpr int64_t wide = kColumns * W;
@@ -167,6 +229,7 @@ struct Products {
             });
       });
     }
+    give_back(own);
   }
 };
 

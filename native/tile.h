@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "vector.h"
+#include "precision.h"
 
 #define INLINE inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
@@ -31,11 +31,11 @@ struct ByToken {
   INLINE float at(int r, int64_t k) const { return first[k * stride + r]; }
 };
 
-// sum(r, n) = begin(r, n) + left(r, k) * panel(k, n), for k = 0 … depth-1 in that order; then
+// sum(r, n) = begin(r, n) + left(r, k) * panel(k, n), for slots k = 0 … depth-1 in that order; then
 // end(r, n, sum).
 //
 // Never inlined: among the code around it the compiler would keep the sums in memory.
-template <int R, int N, class Left, class Begin, class End>
+template <int R, int N, class Multiply = Product, class Left, class Begin, class End>
 __attribute__((noinline)) void tile(int64_t depth, Left left, const float* panel, Begin begin, End end) {
   Vec sum[R][N];
 #pragma GCC unroll 8
@@ -51,7 +51,7 @@ __attribute__((noinline)) void tile(int64_t depth, Left left, const float* panel
       Vec b = load(panel + (k * N + n) * W);
       hold(b);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sum[r][n] = fma(a[r], b, sum[r][n]);
+      for (int r = 0; r < R; ++r) sum[r][n] = Multiply::add(a[r], b, sum[r][n]);
     }
   }
 #pragma GCC unroll 8
@@ -62,7 +62,7 @@ __attribute__((noinline)) void tile(int64_t depth, Left left, const float* panel
 
 // The same for one row and two panels at once, begin and end counting the panels in r's place: a single
 // row's N sums would wait for one another.
-template <int N, class Begin, class End>
+template <int N, class Multiply = Product, class Begin, class End>
 __attribute__((noinline)) void tile_pair(int64_t depth, const float* row, const float* panel,
                                          const float* next, Begin begin, End end) {
   Vec sum[2][N];
@@ -72,8 +72,8 @@ __attribute__((noinline)) void tile_pair(int64_t depth, const float* row, const 
     const Vec a = splat(row[k]);
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      sum[0][n] = fma(a, load(panel + (k * N + n) * W), sum[0][n]);
-      sum[1][n] = fma(a, load(next + (k * N + n) * W), sum[1][n]);
+      sum[0][n] = Multiply::add(a, load(panel + (k * N + n) * W), sum[0][n]);
+      sum[1][n] = Multiply::add(a, load(next + (k * N + n) * W), sum[1][n]);
     }
   }
 #pragma GCC unroll 8

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from unspool import files
 from unspool.errors import ConfigError, InputError, KernelsError, ModelFileError
 from unspool.kernels import choose, load
+from unspool.kernels.checks import check_precision
 from unspool.kernels.contract import Cell, Kernels, Trace, Weights
 from unspool.stack import Parameters
 from unspool.vocabulary import PAD, Vocabulary, words
@@ -136,6 +137,7 @@ class Model:
         tensors: Mapping[str, NDArray[Any]],
         *,
         kernels: str = "auto",
+        precision: str = "float32",
     ) -> None:
         """Build a model from its parts; `load` builds one from a folder.
 
@@ -143,6 +145,8 @@ class Model:
             description, vocabulary: what the network is and which words it knows.
             tensors: every parameter by torch's key, as `shapes` lists them.
             kernels: "auto", "native" or "reference".
+            precision: "float32", "bfloat16" (weights and inputs of the layers' products rounded) or "int8"
+                (recurrent weights rounded; not for rnn_relu).
 
         Raises:
             InputError: a tensor is absent, too many, of another shape or dtype.
@@ -160,13 +164,21 @@ class Model:
             layer_weights(description.cell, description.directions, tensors, f"layers.{k}.")
             for k in range(description.num_layers)
         ]
-        self.layers = [self.kernels.prepare(description.cell, weights) for weights in self.weights]
+        self.precision = precision
+        self.layers = [
+            self.kernels.prepare(description.cell, weights, precision=precision) for weights in self.weights
+        ]
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], *, kernels: str = "auto") -> "Model":
+    def load(
+        cls, folder: str | os.PathLike[str], *, kernels: str = "auto", precision: str = "float32"
+    ) -> "Model":
         """Load a model folder, such as RUN/best; every byte of it is verified.
 
+        The file stays float32; `precision`, see `Model`, is what it runs in.
+
         Raises:
+            InputError: the network does not run in this precision.
             ModelFileError: the folder is absent, incomplete, damaged, or of another format version.
         """
         parts = files.read_folder(folder)
@@ -176,8 +188,9 @@ class Model:
         )
         vocabulary = Vocabulary.from_bytes(files.part(parts, VOCABULARY, folder), str(table))
         tensors = files.unpack(files.part(parts, files.WEIGHTS, folder), str(weights), digests)
+        check_precision(precision, description.cell)
         try:
-            return cls(description, vocabulary, tensors, kernels=kernels)
+            return cls(description, vocabulary, tensors, kernels=kernels, precision=precision)
         except InputError as error:
             raise ModelFileError(
                 f"{weights} does not hold the network that {CONFIG} and {VOCABULARY} describe.\n"
@@ -191,7 +204,8 @@ class Model:
         return (
             f"Model({d.task}: {len(self.vocabulary)} words × {d.embedding_size}, {d.num_layers} × "
             f"{d.cell.value} of {d.hidden_size}, {reading}, {d.pooling} pooling, "
-            f"{'/'.join(d.labels)}, kernels={self.kernels.describe()})"
+            f"{'/'.join(d.labels)}, kernels={self.kernels.describe()}"
+            f"{'' if self.precision == 'float32' else f', {self.precision}'})"
         )
 
     def encode(self, texts: Sequence[str]) -> Encoded:

@@ -66,6 +66,7 @@ class Stream:
         self.hidden = np.zeros(shape, np.float32)
         self.cell = np.zeros(shape, np.float32) if sizes[0].cell is Cell.LSTM else None
         self._sizes = sizes[0]
+        self._path = native.describe_prepared(layers[0])
         no_cell = np.zeros(0, np.float32)
         self._native = native.stream(layers, rows, self.hidden, no_cell if self.cell is None else self.cell)
 
@@ -143,7 +144,7 @@ class Stream:
 
     def __repr__(self) -> str:
         layers, rows, units = self.hidden.shape
-        return f"Stream({rows} rows, {layers} × {self._sizes.cell.value} of {units}, {native.describe()})"
+        return f"Stream({rows} rows, {layers} × {self._sizes.cell.value} of {units}, {self._path})"
 
     def _state(self) -> dict[str, Floats]:
         return {"hidden": self.hidden} if self.cell is None else {"hidden": self.hidden, "cell": self.cell}

@@ -12,7 +12,14 @@ def empty(shape: Sequence[int]) -> Floats: ...
 
 class Layer:
     def __init__(
-        self, isa: str, cell: int, input: int, hidden: int, weights: Sequence[Floats], threads: int
+        self,
+        isa: str,
+        precision: str,
+        cell: int,
+        input: int,
+        hidden: int,
+        weights: Sequence[Floats],
+        threads: int,
     ) -> None: ...
     def forward(
         self,

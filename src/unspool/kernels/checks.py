@@ -26,6 +26,7 @@ class Sizes(NamedTuple):
     library: str = "numpy"  # or "torch"
     projected_size: int | None = None  # None: no projection
     options: tuple[str, ...] = ()  # what the weights have beyond the plain cell's, and the clips
+    precision: str = "float32"  # what products are made in: "float32", "bfloat16" or "int8"
 
     @property
     def gates(self) -> int:
@@ -98,6 +99,8 @@ def expect_named(given: Any, kind: type[Weights] | type[State] | type[Trace], na
         )
 
 
+PRECISIONS = ("float32", "bfloat16", "int8")
+
 # The parts of Weights that a plain cell does not have: the cells that may, and the shape in letters.
 _EXTRAS = {
     "peephole": ((Cell.LSTM,), "3, H"),
@@ -115,6 +118,7 @@ def check_weights(
     *,
     cell_clip: float | None = None,
     preactivation_clip: float | None = None,
+    precision: str = "float32",
 ) -> Sizes:
     """Check one `Weights` a direction against the cell; `dtypes` are those the kernel set runs."""
     if not isinstance(cell, Cell):
@@ -190,7 +194,27 @@ def check_weights(
                 f"{name} should be a positive number.\n  Received: {bound!r:.40}.\n  Fix: such as 3.0."
             )
         options.append(name)
-    return Sizes(cell, len(weights), inputs, hidden, dtype, library, projected, tuple(options))
+    check_precision(precision, cell, options)
+    return Sizes(cell, len(weights), inputs, hidden, dtype, library, projected, tuple(options), precision)
+
+
+def check_precision(precision: str, cell: Cell, options: Sequence[str] = ()) -> None:
+    """Check that a cell, with the options its weights have, runs in a precision."""
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"There is no such precision.\n  Received: precision={precision!r:.40}.\n"
+            f"  Fix: use one of {', '.join(PRECISIONS)}."
+        )
+    if precision != "float32" and options:
+        raise InputError(
+            f"A layer with {', '.join(options)} does not run in {precision}.\n  Received: {precision!r}.\n"
+            f"  Fix: leave precision at float32, or {', '.join(options)} out."
+        )
+    if precision == "int8" and cell is Cell.RNN_RELU:
+        raise InputError(
+            "rnn_relu does not run in int8: its hidden state has no bound to scale by.\n"
+            "  Received: precision='int8'.\n  Fix: use bfloat16 or float32."
+        )
 
 
 def _check_extras(
@@ -269,9 +293,35 @@ def check_run(
             sizes.dtype,
             sizes.library,
         )
+    if sizes.precision == "int8":
+        _check_bounded(state, reset_state, recurrent_mask, zoneout, patch)
     _check_zoneout(sizes, zoneout, time, batch)
     _check_patch(sizes, patch, time, batch)
     return time, batch
+
+
+def _check_bounded(
+    state: State | None,
+    reset_state: State | None,
+    recurrent_mask: Array | None,
+    zoneout: State | None,
+    patch: Trace | None,
+) -> None:
+    """Raise where a hidden state could leave -1 … 1, all that int8 holds."""
+    given = {"recurrent_mask": recurrent_mask, "zoneout": zoneout, "patch": patch}
+    for name, option in given.items():
+        if option is not None:
+            raise InputError(
+                f"{name} does not run in int8.\n  Received: an array.\n"
+                f"  Fix: leave it out, or use bfloat16 or float32."
+            )
+    for name, one in (("state", state), ("reset_state", reset_state)):
+        if one is not None and bool((abs(one.hidden) > 1).any()):
+            raise InputError(
+                f"{name}.hidden should lie between -1 and 1 in int8.\n"
+                f"  Received: {float(abs(one.hidden).max()):.4g}.\n"
+                f"  Fix: pass a state that a run returned, or use bfloat16 or float32."
+            )
 
 
 def _check_zoneout(sizes: Sizes, zoneout: State | None, time: int, batch: int) -> None:
@@ -349,6 +399,11 @@ def check_backward(
     d_state: State | None,
 ) -> None:
     """Check what the backward pass takes beyond the forward pass's arguments."""
+    if sizes.precision == "int8":
+        raise InputError(
+            "int8 is for inference: it has no gradients.\n  Received: precision='int8'.\n"
+            "  Fix: train in bfloat16 or float32."
+        )
     expect_named(trace, Trace, "trace")
     directions, hidden = sizes.directions, sizes.hidden_size
     steps = (time, batch, directions, hidden)

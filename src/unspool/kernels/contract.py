@@ -175,11 +175,15 @@ class Kernels(Protocol):
         *,
         cell_clip: float | None = None,
         preactivation_clip: float | None = None,
+        precision: str = "float32",
     ) -> Any:
         """Make a handle of the weights, one `Weights` a direction; good until a weight changes.
 
         `cell_clip` bounds the LSTM's cell state to ±cell_clip before it is shown and kept,
-        `preactivation_clip` every pre-activation before its gate (ONNX's `clip`).
+        `preactivation_clip` every pre-activation before its gate (ONNX's `clip`).  `precision` is what the
+        products are made in: "float32", "bfloat16" or "int8" (inference; not rnn_relu); `narrow` says which
+        numbers are rounded.  States, sums, gates, trace and gradients are float32 in each.  The rules hold in
+        each; two sets, or two instruction sets, may round a number that lies between two steps differently.
         """
 
     def infer(

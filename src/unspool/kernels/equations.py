@@ -28,6 +28,7 @@ class Prepared(NamedTuple):
     weights: tuple[Weights, ...]
     cell_clip: float | None = None
     preactivation_clip: float | None = None
+    precision: str = "float32"
 
 
 class Stepped(NamedTuple):

@@ -1,9 +1,10 @@
 """The C++ engine on the CPU: hands arrays over and takes arrays back; no arithmetic.
 
-float32 only.  Arguments are checked in `checks`; what is not contiguous is copied here.
+Arrays are float32; what products are made in is `prepare`'s precision.  Arguments are checked in `checks`; what is
+not contiguous is copied here.
 
-`UNSPOOL_ISA` forces an instruction set (`baseline`, `avx2`, `avx512`), `UNSPOOL_THREADS` the number of
-threads; both are read once, when the module is loaded.
+`UNSPOOL_ISA` forces an instruction set (`baseline`, `avx2`, `avx512`, `avx512bf16`), `UNSPOOL_THREADS` the
+number of threads; both are read once, when the module is loaded.
 """
 
 import math
@@ -77,6 +78,12 @@ def describe() -> str:
     return f"native[{_isa}]"
 
 
+def describe_prepared(prepared: Prepared) -> str:
+    """The same with the precision of a layer, where it is not float32: `native[avx512bf16], bfloat16`."""
+    precision = prepared.sizes.precision
+    return describe() if precision == "float32" else f"{describe()}, {precision}"
+
+
 def instruction_sets() -> list[str]:
     """The instruction sets that are built in and run here, best first."""
     return list(_core.engines())
@@ -112,6 +119,7 @@ def prepare(
     *,
     cell_clip: float | None = None,
     preactivation_clip: float | None = None,
+    precision: str = "float32",
 ) -> Prepared:
     """Pack the weights into the engine's layout; they are copied, not kept.
 
@@ -119,11 +127,16 @@ def prepare(
         KernelsError: an option that the engine does not run.
     """
     sizes = checks.check_weights(
-        cell, weights, ("float32",), cell_clip=cell_clip, preactivation_clip=preactivation_clip
+        cell,
+        weights,
+        ("float32",),
+        cell_clip=cell_clip,
+        preactivation_clip=preactivation_clip,
+        precision=precision,
     )
     _refuse(*sizes.options)
     arrays = [_floats(part) for w in weights for part in w if part is not None]
-    layer = _core.Layer(_isa, _CELLS[cell], sizes.input_size, sizes.hidden_size, arrays, _threads)
+    layer = _core.Layer(_isa, precision, _CELLS[cell], sizes.input_size, sizes.hidden_size, arrays, _threads)
     return Prepared(sizes, layer)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from unspool.kernels import checks
+from unspool.kernels import checks, narrow
 from unspool.kernels.contract import (
     Array,
     Cell,
@@ -40,12 +40,19 @@ def prepare(
     *,
     cell_clip: float | None = None,
     preactivation_clip: float | None = None,
+    precision: str = "float32",
 ) -> Prepared:
-    """Check the weights and keep them; see `contract.Kernels`."""
+    """Check the weights and keep them, rounded to `precision`; see `contract.Kernels`."""
     sizes = checks.check_weights(
-        cell, weights, ("float32", "float64"), cell_clip=cell_clip, preactivation_clip=preactivation_clip
+        cell,
+        weights,
+        ("float32", "float64"),
+        cell_clip=cell_clip,
+        preactivation_clip=preactivation_clip,
+        precision=precision,
     )
-    return Prepared(sizes, tuple(weights), cell_clip, preactivation_clip)
+    kept = tuple(narrow.weights(precision, w) for w in weights)
+    return Prepared(sizes, kept, cell_clip, preactivation_clip, precision)
 
 
 def infer(
@@ -107,6 +114,7 @@ def forward(
         clips           z to ±preactivation_clip, before its gate     c_t to ±cell_clip
         projection      h_t = R (o * tanh(c_t))
         zoneout         c_t, h_t = m * the one before + (1 - m) * the new; h_t from the new c_t
+        precision       W, U, x_t and h_{t-1} are rounded before their products, see `narrow`
 
     Args:
         prepared: from `prepare`.
@@ -158,7 +166,8 @@ def forward(
             h = where(cut, fresh.hidden[d], h)
             c = where(cut, fresh.cell[d], c)
             masked = h if recurrent_mask is None else h * recurrent_mask[d]
-            x_t = _only(live, x[t])
+            masked = narrow.recurrent_operand(prepared.precision, masked)
+            x_t = narrow.operand(prepared.precision, _only(live, x[t]))
             kept = _zoneout_at(zoneout, t, d, live)
             made = step(prepared, d, x_t, h, c, masked, kept, _patch_at(patch, t, d))
             for g, gate in enumerate(made.gates):
@@ -261,8 +270,8 @@ def backward(
             dh_t = dh if d_hidden is None else dh + where(live, d_hidden[t, :, d], none)
             masked = h_prev if recurrent_mask is None else h_prev * recurrent_mask[d]
             # A step that does not exist is undone with zeros, and nothing of it is kept.
-            masked = _only(live, masked)
-            x_t = _only(live, x[t])
+            masked = narrow.recurrent_operand(prepared.precision, _only(live, masked))
+            x_t = narrow.operand(prepared.precision, _only(live, x[t]))
             undone = step_back(
                 prepared,
                 d,
@@ -285,13 +294,13 @@ def backward(
             size = hidden_size
             for g in range(gates):
                 flow.d_preactivation[t, :, d, g] = undone.d_preactivation[:, g * size : (g + 1) * size]
-            made = undone.d_weights._replace(
-                input=undone.d_input.T @ x_t, recurrent=undone.d_recurrent.T @ masked
-            )
+            d_of_x = narrow.operand(prepared.precision, undone.d_input)
+            d_of_h = narrow.operand(prepared.precision, undone.d_recurrent)
+            made = undone.d_weights._replace(input=d_of_x.T @ x_t, recurrent=d_of_h.T @ masked)
             sums = Weights(*(None if a is None else a + b for a, b in zip(sums, made, strict=True)))
-            d_x[t] = d_x[t] + undone.d_input @ weights.input
+            d_x[t] = d_x[t] + d_of_x @ weights.input
 
-            through = undone.d_recurrent @ weights.recurrent  # (B, P)
+            through = d_of_h @ weights.recurrent  # (B, P)
             through = through if recurrent_mask is None else through * recurrent_mask[d]
             dh_past, dc_past = undone.d_hidden_before + through, undone.d_cell_before
             d_fresh.hidden[d] += where(cut, dh_past, none)
