@@ -36,6 +36,7 @@ BACKWARD = "native/backward.h"
 BATCH = "native/batch.h"
 ENGINE = "native/engine.cpp"
 FORWARD = "native/forward.h"
+PRECISION = "native/precision.h"
 PRODUCTS = "native/products.h"
 TILE = "native/tile.h"
 VECTOR = "native/vector.h"
@@ -51,6 +52,30 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
+    Mutant(
+        "bfloat16 is cut off, not rounded",
+        PRECISION,
+        "const IntVec up = bits + 0x7fff + ((bits >> 16) & 1);",
+        "const IntVec up = bits;",
+    ),
+    Mutant(
+        "bfloat16 rounds ties away from even",
+        PRECISION,
+        "return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);",
+        "return static_cast<uint16_t>((bits + 0x8000) >> 16);",
+    ),
+    Mutant(
+        "int8 weights have one scale too small",
+        "native/panels.h",
+        "static_cast<float>(most / 127.0)",
+        "static_cast<float>(most / 128.0)",
+    ),
+    Mutant(
+        "the 128 that int8 adds to h is not taken off",
+        "native/panels.h",
+        "sum *= -128;",
+        "sum *= -127;",
+    ),
     Mutant(
         "the weights are returned as their gradient",
         REFERENCE,

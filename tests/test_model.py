@@ -212,6 +212,33 @@ def test_kernels_can_be_chosen(native: ModuleType, tmp_path: Path) -> None:
         Model.load(tmp_path / "best", kernels="fast")
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_a_model_and_its_streams_run_in_a_precision(
+    native: ModuleType, tmp_path: Path, precision: str
+) -> None:
+    built = networks.build(bidirectional=False, pooling="last")
+    files.write_folder(tmp_path / "best", networks.parts(built))
+    encoded = built.model.encode(TEXTS)
+    narrow = Model.load(tmp_path / "best", precision=precision)
+    slow = Model.load(tmp_path / "best", precision=precision, kernels="reference")
+    assert far(narrow.logits(encoded), slow.logits(encoded)) <= 1e-3
+    assert 1e-5 < far(narrow.logits(encoded), built.model.logits(encoded)) < 0.1
+    assert repr(narrow).endswith(f"kernels={native.describe()}, {precision})")
+    stream = narrow.stream(2)
+    assert repr(stream).endswith(f"{native.describe()}, {precision})")
+    x = np.ascontiguousarray(narrow.embed(encoded.tokens[:2])[:3])
+    steps = np.stack([stream.step(one) for one in x])
+    whole = narrow.run(x, np.array([3, 3]))
+    assert steps.tobytes() == np.ascontiguousarray(whole[:, :, 0]).tobytes()
+
+
+def test_int8_of_a_network_without_bounds_is_refused(tmp_path: Path) -> None:
+    built = networks.build("rnn_relu")
+    files.write_folder(tmp_path / "best", networks.parts(built))
+    with pytest.raises(InputError, match="rnn_relu does not run in int8"):
+        Model.load(tmp_path / "best", precision="int8")
+
+
 def test_pooling_is_what_its_name_says() -> None:
     hidden = np.random.default_rng(0).normal(-1, 1, (4, 3, 2, 5)).astype(np.float32)
     lengths = np.array([4, 2, 0])

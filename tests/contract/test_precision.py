@@ -1,8 +1,8 @@
 """The precisions below float32: each set against the reference that rounds the same numbers.
 
 A number that lies between two steps of a precision may be rounded up by one set and down by another, because
-their last bits differ.  Over one step nothing that is rounded has been computed, so the float32 bounds hold; over
-several the bounds allow for a few such numbers, and stay below what the rounding as a whole changes.
+their last bits differ.  Over one step nothing that is rounded has been computed, so the float32 bounds hold;
+over several the bounds allow for a few such numbers, and stay below what the rounding as a whole changes.
 """
 
 import numpy as np
@@ -155,10 +155,8 @@ def test_what_a_precision_does_not_run_is_refused(kernels: KernelSet) -> None:
         prepare(kernels, Cell.RNN_RELU, relu, "int8")
     with pytest.raises(InputError, match="There is no such precision"):
         prepare(kernels, Cell.LSTM, data, "float8")
+    weights = [type(w)(*(None if part is None else kernels.give(part) for part in w)) for w in data.weights]
     with pytest.raises(InputError, match="cell_clip does not run in bfloat16"):
-        weights = [
-            type(w)(*(None if part is None else kernels.give(part) for part in w)) for w in data.weights
-        ]
         kernels.kernels.prepare(Cell.LSTM, weights, cell_clip=3.0, precision="bfloat16")
     prepared = prepare(kernels, Cell.LSTM, data, "int8")
     trace, _ = forward(kernels, Cell.LSTM, data, prepared)

@@ -1,17 +1,17 @@
 """What a precision below float32 means: which numbers are rounded, and where.
 
-Part of the definition.  One text for NumPy arrays and torch tensors, float32 and float64; everything that is
-not named here stays in the dtype of the arrays.  Used by the reference; the native set rounds the same numbers
-when it packs them.
+Part of the definition.  One text for NumPy arrays and torch tensors, float32 and float64; everything
+that is not named here stays in the dtype of the arrays.  Used by the reference; the native set rounds the
+same numbers when it packs them.
 
 bfloat16 (8 bits of mantissa, the range of float32), rounded to nearest, ties to even:
-    the input and recurrent weights, x, h where it enters the recurrent weights (after a mask), dL/dz where it
-    enters a product.  Not rounded: biases, sums (float32), pre-activations, gates, the cell state, h where it is
-    kept and handed on, the trace, the flow, the gradients.
+    the input and recurrent weights, x, h where it enters the recurrent weights (after a mask), dL/dz where
+    it enters a product.  Not rounded: biases, sums (float32), pre-activations, gates, the cell state, h
+    where it is kept and handed on, the trace, the flow, the gradients.
 
 int8, for inference:
-    the recurrent weights, one scale a row: q = rint(127 w / max |w|), worth max |w| / 127; h where it enters
-    them: q = rint(127 h), worth 1/127, which is why |h| must not exceed 1.  Their sum is exact.
+    the recurrent weights, one scale a row: q = rint(127 w / max |w|), worth max |w| / 127; h where it
+    enters them: q = rint(127 h), worth 1/127, which is why |h| must not exceed 1.  Their sum is exact.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """The C++ engine on the CPU: hands arrays over and takes arrays back; no arithmetic.
 
-Arrays are float32; what products are made in is `prepare`'s precision.  Arguments are checked in `checks`; what is
-not contiguous is copied here.
+Arrays are float32; what products are made in is `prepare`'s precision.  Arguments are checked in `checks`;
+what is not contiguous is copied here.
 
 `UNSPOOL_ISA` forces an instruction set (`baseline`, `avx2`, `avx512`, `avx512bf16`), `UNSPOOL_THREADS` the
 number of threads; both are read once, when the module is loaded.
