@@ -169,3 +169,20 @@ def test_what_a_precision_does_not_run_is_refused(kernels: KernelSet) -> None:
     masked = data._replace(recurrent_mask=np.ones_like(data.state.hidden))
     with pytest.raises(InputError, match="recurrent_mask does not run in int8"):
         forward(kernels, Cell.LSTM, masked, prepared)
+
+
+def test_ties_are_rounded_to_even(kernels: KernelSet) -> None:
+    """Halfway between two bfloat16: no number that is drawn at random lies there."""
+    data = draw(Case(Cell.LSTM, 1, 33, 37, time=1))
+    rng = np.random.default_rng(0)
+    odd = 2 * rng.integers(0, 127, data.x.shape) + 1
+    data = data._replace(x=(1 + odd * 2.0**-8).astype(np.float32))
+    weights = tuple(
+        w._replace(input=(np.sign(w.input) * (1 + 3 * 2.0**-8) * 2.0**-4).astype(np.float32))
+        for w in data.weights
+    )
+    data = data._replace(weights=weights)
+    got = run(kernels, Cell.LSTM, data, "bfloat16")
+    want = run(REFERENCE, Cell.LSTM, with_dtype(data, "float64"), "bfloat16")
+    assert not disagreements(got.forward, want.forward)
+    assert not _far(got.backward, want.backward, 2e-4)
