@@ -16,7 +16,10 @@ PAGE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 WITH_TORCH = (
     "nn.py",
-    "ops.py",
+    *(
+        f"ops/{name}.py"
+        for name in ("__init__", "arguments", "batching", "derivatives", "groups", "operators", "running")
+    ),
     "training.py",
     "recipes/sentiment.py",
     "recipes/tagging.py",

@@ -267,18 +267,17 @@ class _Recurrent(nn.Module):
         """Run all layers over (T, B, I)."""
         steps, batch, _ = x.shape
         directions = self._directions
-        kernels = ops.kernels_for(self.kernels, self.weight_hh_l0)
         if recurrent_mask is not None:
             self._check_mask(recurrent_mask, x)
         finals: list[list[Tensor]] = [[], []]
-        on_host = None if lengths is None else checks.integers(lengths)
+        on_host = None if lengths is None else lengths.to("cpu", torch.int64)
         for k in range(self.num_layers):
             of_layer = slice(k * directions, (k + 1) * directions)
             hidden, cell = (
                 (None, None) if hx is None else (hx[0][of_layer], hx[1][of_layer] if len(hx) == 2 else None)
             )
             mask = None if recurrent_mask is None else recurrent_mask[of_layer]
-            run = ops.Run(self.cell, kernels, on_host, resets, mask, self.tap, k)
+            run = ops.Run(self.cell, self.kernels, on_host, resets, mask, self.tap, k)
             out, final_hidden, final_cell = ops.layer(run, x, hidden, cell, self._weights(k))
             finals[0].append(final_hidden)
             if final_cell is not None:
@@ -371,7 +370,10 @@ class _Recurrent(nn.Module):
             as_tensor = as_tensor.long()  # a list of nothing says nothing of its dtype
         if as_tensor.dim() == 0:
             as_tensor = as_tensor.unsqueeze(0)
-        checks.check_lengths(as_tensor, x.size(0), x.size(1))
+        if ops.is_traced((as_tensor,)):  # values are not known yet: the operator checks them when it runs
+            checks.check_lengths_form(as_tensor, x.size(0), x.size(1))
+        else:
+            checks.check_lengths(as_tensor, x.size(0), x.size(1))
         return as_tensor
 
     def _check_resets(self, resets: Tensor, x: Tensor, batched: bool) -> Tensor:
@@ -735,7 +737,7 @@ class _Step(nn.Module):
         weights = _gradient_ready_weights(
             self.cell, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         )
-        run = ops.Run(self.cell, ops.kernels_for(self.kernels, self.weight_hh), None, None, None)
+        run = ops.Run(self.cell, self.kernels)
         _, *final = ops.layer(run, x.unsqueeze(0), hidden, cell, (weights,))
         parts = [part[0] for part in final if part is not None]
         return tuple(part if batched else part.squeeze(0) for part in parts)

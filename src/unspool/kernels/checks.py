@@ -60,7 +60,7 @@ def shape(array: Array, name: str) -> tuple[int, ...]:
             f"{name} must be an array.\n  Received: {type(array).__name__}.\n"
             f"  Fix: pass a NumPy array (or a torch tensor to the reference)."
         )
-    return tuple(int(n) for n in array.shape)
+    return tuple(array.shape)
 
 
 def expect(
@@ -365,13 +365,7 @@ def _check_patch(sizes: Sizes, patch: Trace | None, time: int, batch: int) -> No
 
 def check_lengths(lengths: Array, time: int, batch: int) -> None:
     """Raise unless `lengths` holds one integer from 0 to `time` for each of `batch` sequences."""
-    got = shape(lengths, "lengths")
-    name = dtype_name(lengths)
-    if got != (batch,) or not name.startswith(("int", "uint")):
-        raise InputError(
-            f"lengths must be one integer a sequence.\n  Received: {got} of {name}.\n"
-            f"  Fix: pass ({batch},) integers from 0 to {time}."
-        )
+    check_lengths_form(lengths, time, batch)
     values = integers(lengths)
     wrong = np.flatnonzero((values < 0) | (values > time))
     if wrong.size:
@@ -381,6 +375,17 @@ def check_lengths(lengths: Array, time: int, batch: int) -> None:
             f"  Received: lengths[{b}] = {int(values[b])} with x of {time} steps"
             f" ({wrong.size} of {batch} are out of range).\n"
             f"  Fix: pass real lengths, at most {time}."
+        )
+
+
+def check_lengths_form(lengths: Array, time: int, batch: int) -> None:
+    """Raise unless `lengths` is one integer a sequence, whatever its value."""
+    got = shape(lengths, "lengths")
+    name = dtype_name(lengths)
+    if got != (batch,) or not name.startswith(("int", "uint")):
+        raise InputError(
+            f"lengths must be one integer a sequence.\n  Received: {got} of {name}.\n"
+            f"  Fix: pass ({batch},) integers from 0 to {time}."
         )
 
 

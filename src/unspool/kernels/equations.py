@@ -109,7 +109,7 @@ def step(
         h = patched.hidden(_zoned(zone_h, h_prev, h_new))
         return Stepped((r, u, n), h, c_prev, recurrent_candidate)
     z = _bounded(from_input + from_hidden, layer.preactivation_clip)
-    a = patched.gate(0, tanh(z) if cell is Cell.RNN_TANH else where(z < 0, nothing(z), z))
+    a = patched.gate(0, tanh(z) if cell is Cell.RNN_TANH else relu(z))
     return Stepped((a,), patched.hidden(_zoned(zone_h, h_prev, a)), c_prev, None)
 
 
@@ -306,8 +306,17 @@ def tanh(z: Array) -> Array:
     return library(z).tanh(z)
 
 
+def relu(z: Array) -> Array:
+    """The larger of z and 0."""
+    if hasattr(z, "detach"):
+        return z.relu()  # whose derivative at 0 is 0, as in `step_back`
+    return where(z < 0, nothing(z), z)
+
+
 def sigmoid(z: Array) -> Array:
     """1 / (1 + e^-z)."""
+    if hasattr(z, "detach"):
+        return z.sigmoid()  # below, torch would take the derivative of abs at 0 for 0
     # The exponent is never positive, so nothing overflows and both tails keep their digits.
     e = library(z).exp(-abs(z))
     return where(z < 0, e / (1 + e), 1 / (1 + e))

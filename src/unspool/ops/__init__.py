@@ -1,0 +1,117 @@
+"""The kernels as differentiable torch operations: one layer, one or two directions.
+
+Knows autograd, tracing and the other transforms of torch; does not know layers on layers, parameters or
+state dicts (`nn`), nor equations (`kernels`).
+
+An ordinary call runs the kernels at once, and autograd's tape holds one node a layer.  Where torch traces,
+compiles, exports, maps or watches, the same call is one of three operators registered with torch.library:
+`unspool::infer`, `unspool::forward`, `unspool::backward` (`operators`).  Both give the same bits.
+
+    T time steps   B batch   I input size   H hidden size   D directions   G gates
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unspool.kernels.contract import Cell, Trace, Weights
+from unspool.ops import batching, derivatives, operators, running
+from unspool.ops.arguments import (
+    GIVEN,
+    TRACE,
+    Layer,
+    Run,
+    flat_weights,
+    is_traced,
+    kernels_for,
+)
+
+__all__ = ["Run", "is_traced", "kernels_for", "layer"]
+
+
+def layer(
+    run: Run,
+    x: Tensor,
+    hidden: Tensor | None,
+    cell: Tensor | None,
+    weights: tuple[Weights, ...],
+    reset_hidden: Tensor | None = None,
+    reset_cell: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run one layer.
+
+    Args:
+        run: cell, kernel set, lengths, resets, mask.
+        x: (T, B, I).
+        hidden, cell: (D, B, H) the state before the first step, or None for zeros.
+        weights: one `Weights` a direction, of tensors.
+        reset_hidden, reset_cell: (D, B, H) what a reset puts in the state's place, or None for zeros.
+
+    Returns:
+        The hidden states (T, B, D, H), the final hidden state and the LSTM's final cell state (D, B, H).
+    """
+    it = Layer(run, (x, hidden, cell, reset_hidden, reset_cell, *flat_weights(weights)))
+    wanted = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in it.given)
+    if operators.is_transformed() or is_traced(it.given):
+        return _operator(it, wanted)
+    if wanted:
+        return _Layer.apply(run, *it.given, *run.options)  # type: ignore[no-any-return, no-untyped-call]
+    if run.tap is not None:
+        trace, final = running.forward(running.prepare(it), it)
+        run.tap.ran(run.cell, run.level, x, trace, run.lengths)
+        return trace.hidden, final.hidden, final.cell
+    return running.infer(running.prepare(it), it)
+
+
+def _operator(it: Layer, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    if operators.is_dual():  # forward mode: torch differentiates the equations as they are
+        out, *final = derivatives.equations(derivatives.on_host(it))
+        return out, final[0], final[1] if it.run.cell is Cell.LSTM else None
+    if not wanted and not operators.is_transformed():
+        out, *final = torch.ops.unspool.infer.default(*it.flat)
+    else:
+        results = list(operators.call_forward(*it.flat))
+        out, final = results[Trace._fields.index("hidden")], results[len(TRACE) :]
+    return out, final[0], final[1] if it.run.cell is Cell.LSTM else None
+
+
+class _Layer(torch.autograd.Function):
+    """The forward and the backward pass of a kernel set, tied by the trace and the packed weights."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        it = Layer(run, tensors[: len(GIVEN)])
+        ctx.running = running.prepare(it)
+        trace, final = running.forward(ctx.running, it)
+        ctx.cell, ctx.kernels, ctx.tap = run.cell, run.kernels, run.tap
+        if run.tap is not None:
+            ctx.place = run.tap.ran(run.cell, run.level, it.x, trace, run.lengths)
+        ctx.set_materialize_grads(False)
+        # All that backward reads is saved, the weights too: autograd then sees what was changed in place.
+        ctx.save_for_backward(*tensors, *trace)
+        return trace.hidden, final.hidden, final.cell
+
+    @staticmethod
+    def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: each reading unpacks
+        flat, trace = saved[: -len(TRACE)], Trace(*saved[-len(TRACE) :])
+        it = Layer.of((ctx.cell, ctx.kernels, *flat))
+        if batching.is_in_old_vmap(arriving):
+            gradients = batching.map_in_old_vmap(operators.call_backward, (0, *arriving, *trace, *it.flat))
+            listed = _at_their_places(it, gradients)
+        elif torch.is_grad_enabled() or operators.is_transformed() or is_traced((*arriving, *saved)):
+            gradients = list(operators.call_backward(0, *arriving, *trace, *it.flat))
+            listed = _at_their_places(it, gradients)
+        else:
+            back, flow = running.backward(ctx.running, it, trace, arriving)
+            if ctx.tap is not None:
+                ctx.tap.flowed(ctx.place, flow)
+            listed = running.of_given(it, back)
+        return None, *listed, *[None] * (len(flat) - len(GIVEN))
+
+
+def _at_their_places(it: Layer, gradients: Sequence[Tensor]) -> list[Tensor | None]:
+    found = dict(zip(it.present(), gradients, strict=True))
+    return [found.get(place) for place in range(len(GIVEN))]

@@ -1,0 +1,224 @@
+"""torch's transforms over the layers: compiled, exported, mapped, differentiated forward and twice.
+
+T time steps   B batch   I input size   H hidden size
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, jacrev, vmap
+
+from unspool import nn, ops
+from unspool.kernels.contract import Cell, Weights
+
+T, B, I, H = 5, 3, 4, 6
+LAYERS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+
+every_layer = pytest.mark.parametrize("name", LAYERS)
+every_cell = pytest.mark.parametrize("cell", list(Cell), ids=[cell.value for cell in Cell])
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(5)
+
+
+def first(result: Any) -> Tensor:
+    output: Tensor = result[0]
+    return output
+
+
+# -- the operators
+
+
+def arguments(
+    cell: Cell, dtype: torch.dtype, directions: int, options: bool, grad: bool
+) -> ops.arguments.Layer:
+    """What an operator takes, with everything given or with nothing but the weights."""
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=dtype).requires_grad_(grad)
+
+    rows = len(cell.gates) * H
+    weights = [
+        Weights(draw(rows, I), draw(rows, H), draw(rows), draw(H) if cell is Cell.GRU else None)
+        for _ in range(directions)
+    ]
+    lstm = cell is Cell.LSTM
+    state = draw(directions, B, H), draw(directions, B, H) if lstm else None
+    run = ops.Run(cell, "auto")
+    if options:
+        run = ops.Run(
+            cell,
+            "auto",
+            torch.tensor([T, 0, 2]),
+            torch.rand(T, B) < 0.3,
+            torch.rand(directions, B, H, dtype=dtype),
+        )
+    given = (draw(T, B, I), *(state if options else (None, None)), None, None)
+    return ops.arguments.Layer(run, (*given, *ops.arguments.flat_weights(weights)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [False, True], ids=["plain", "options"])
+@pytest.mark.parametrize("directions", [1, 2])
+@every_cell
+def test_torch_finds_no_fault_in_an_operator(
+    cell: Cell, directions: int, options: bool, dtype: torch.dtype
+) -> None:
+    it = arguments(cell, dtype, directions, options, grad=True)
+    for name in ("infer", "forward"):
+        torch.library.opcheck(getattr(torch.ops.unspool, name).default, it.flat)
+    results = torch.ops.unspool.forward.default(*arguments(cell, dtype, directions, options, False).flat)
+    trace = ops.arguments.or_none(cell, results[:4], ("gates", "hidden", "cell", "recurrent_candidate"))
+    arriving = torch.randn(T, B, directions, H, dtype=dtype)
+    flat = (0, arriving, None, None, *trace, *arguments(cell, dtype, directions, options, False).flat)
+    torch.library.opcheck(torch.ops.unspool.backward.default, flat)
+
+
+# -- compiled and exported
+
+
+@pytest.mark.slow
+@every_layer
+def test_compiled_whole_without_a_break_or_a_recompile_per_length(name: str) -> None:
+    torch._dynamo.reset()
+    layer = LAYERS[name](I, H, 2, bidirectional=True)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n, (steps, batch) in enumerate(((5, 3), (7, 4), (11, 2), (9, 6))):
+        x = torch.randn(steps, batch, I, requires_grad=True)
+        with torch.compiler.set_stance("default" if n == 0 else "fail_on_recompile"):
+            got = first(compiled(x))
+        want = first(layer(x))
+        assert torch.equal(got, want)
+        wanted = [x, *layer.parameters()]
+        upstream = torch.randn_like(want)
+        for a, b in zip(
+            torch.autograd.grad(got, wanted, upstream),
+            torch.autograd.grad(want, wanted, upstream),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_with_lengths_as_a_tensor() -> None:
+    torch._dynamo.reset()
+    layer = nn.LSTM(I, H)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for steps in (5, 8):
+        x, lengths = torch.randn(steps, 3, I), torch.tensor([steps, 0, 2])
+        assert torch.equal(first(compiled(x, lengths=lengths)), first(layer(x, lengths=lengths)))
+
+
+class Tagger(torch.nn.Module):
+    """Words to labels: what is exported in practice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(20, I)
+        self.layer = nn.LSTM(I, H, bidirectional=True)
+        self.labels = torch.nn.Linear(2 * H, 3)
+
+    def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
+        output, _ = self.layer(self.embedding(words), lengths=lengths)
+        labels: Tensor = self.labels(output)
+        return labels
+
+
+@pytest.mark.slow
+def test_exported_with_dynamic_time_and_batch_saved_and_loaded(tmp_path: Path) -> None:
+    model = Tagger().eval()
+    steps, batch = torch.export.Dim("steps", min=1), torch.export.Dim("batch", min=1)
+    exported = torch.export.export(
+        model,
+        (torch.randint(20, (6, 3)), torch.tensor([6, 2, 4])),
+        dynamic_shapes={"words": {0: steps, 1: batch}, "lengths": {0: batch}},
+    )
+    torch.export.save(exported, tmp_path / "tagger.pt2")
+    loaded = torch.export.load(tmp_path / "tagger.pt2").module()
+    for t, b in ((6, 3), (9, 5), (2, 2)):
+        words, lengths = torch.randint(20, (t, b)), torch.randint(1, t + 1, (b,))
+        assert torch.equal(loaded(words, lengths), model(words, lengths))
+
+
+# -- mapped
+
+
+@every_layer
+def test_gradients_of_each_sample_are_those_of_a_loop(name: str) -> None:
+    layer = LAYERS[name](I, H, 2, bidirectional=True).double()
+    weights = {key: value.detach() for key, value in layer.named_parameters()}
+    x = torch.randn(B, T, I, dtype=torch.float64)
+
+    def loss(weights: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return first(functional_call(layer, weights, (sample.unsqueeze(1),))).square().sum()
+
+    mapped = vmap(grad(loss), in_dims=(None, 0))(weights, x)
+    for b in range(B):
+        one = grad(loss)(weights, x[b])
+        for key in weights:
+            torch.testing.assert_close(mapped[key][b], one[key], atol=1e-12, rtol=1e-10)
+
+
+@every_layer
+def test_an_ensemble_is_mapped_over_its_weights(name: str) -> None:
+    members = [LAYERS[name](I, H).double() for _ in range(3)]
+    weights, buffers = torch.func.stack_module_state(members)  # type: ignore[arg-type]
+    x = torch.randn(T, B, I, dtype=torch.float64)
+
+    def call(weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        return first(functional_call(members[0], (weights, buffers), (x,)))
+
+    outputs = vmap(call)(weights, buffers)
+    for output, member in zip(outputs, members, strict=True):
+        torch.testing.assert_close(output, first(member(x)), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, in its jvp rules
+@every_layer
+def test_a_jacobian_by_reverse_and_by_forward_mode_is_the_same(name: str) -> None:
+    layer = LAYERS[name](I, H).double().eval()
+    x = torch.randn(T, 1, I, dtype=torch.float64)
+
+    def last(x: Tensor) -> Tensor:
+        return first(layer(x))[-1, 0]
+
+    want = torch.autograd.functional.jacobian(last, x)
+    torch.testing.assert_close(jacrev(last)(x), want, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(torch.func.jacfwd(last)(x), want, atol=1e-12, rtol=1e-10)
+
+
+@every_layer
+def test_a_hessian_vector_product_is_torch_nns(name: str) -> None:
+    ours = LAYERS[name](I, H).double()
+    theirs = getattr(torch.nn, name.upper())(I, H).double()
+    theirs.load_state_dict(ours.state_dict())
+    x, v = torch.randn(2, T, B, I, dtype=torch.float64)
+    found = []
+    for layer in (ours, theirs):
+
+        def loss(x: Tensor, layer: Any = layer) -> Tensor:
+            return first(layer(x)).square().sum()
+
+        found.append(torch.autograd.functional.hvp(loss, x, v)[1])
+    torch.testing.assert_close(found[0], found[1], atol=1e-10, rtol=1e-8)
+
+
+# -- autocast
+
+
+@every_layer
+def test_under_autocast_the_recurrence_keeps_its_weights_dtype(name: str) -> None:
+    layer = LAYERS[name](I, H)
+    x = torch.randn(T, B, I)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = torch.nn.functional.linear(x, torch.eye(I))
+        assert narrow.dtype == torch.bfloat16
+        output = first(layer(narrow.float()))
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output, first(layer(narrow.float())))
