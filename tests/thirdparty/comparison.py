@@ -23,28 +23,20 @@ ROWS: list["Row"] = []
 
 
 def _by_hand(model: nn.Module) -> None:
+    """What `unspool.nn.swap` does, for as long as it is not there."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) in (nn.LSTM, nn.GRU, nn.RNN):
-                new = getattr(unspool.nn, type(child).__name__)(
-                    child.input_size,
-                    child.hidden_size,
-                    child.num_layers,
-                    child.bias,
-                    child.batch_first,
-                    child.dropout,
-                    child.bidirectional,
-                )
+                sizes = (child.input_size, child.hidden_size, child.num_layers, child.bias)
+                options = (child.batch_first, child.dropout, child.bidirectional)
             elif type(child) in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
-                new = getattr(unspool.nn, type(child).__name__)(
-                    child.input_size, child.hidden_size, child.bias
-                )
+                sizes, options = (child.input_size, child.hidden_size, child.bias), ()
             else:
                 continue
-            new.train(child.training)
+            ours = getattr(unspool.nn, type(child).__name__)(*sizes, *options).train(child.training)
             for key, parameter in child.named_parameters():
-                setattr(new, key, parameter)
-            setattr(parent, name, new)
+                setattr(ours, key, parameter)
+            setattr(parent, name, ours)
 
 
 swap = getattr(unspool.nn, "swap", _by_hand)

@@ -19,6 +19,12 @@ class Reader(nn.Module):
         return self.answer(self.lstm(x)[0].mean(1))
 
 
+@pytest.mark.xfail(
+    not hasattr(unspool.nn, "swap"),
+    raises=RuntimeError,
+    strict=True,
+    reason="the layers know no vmap yet: it comes with their torch.library operators, as unspool.nn.swap does",
+)
 def test_gradients_of_each_sample() -> None:
     """Those of opacus's own LSTM, which is written for it, and those of one sample at a time."""
     torch.manual_seed(0)
