@@ -14,10 +14,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from comparison import ROWS  # noqa: E402
 
 from stamp import in_words, stamp  # noqa: E402
+from unspool.kernels import native  # noqa: E402
 
 
 def pytest_sessionstart() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(native.threads())
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
