@@ -6,6 +6,7 @@
 #   make mutants     plant bugs in the kernels; each must fail the contract suite
 #   make published   train the sentiment recipe on the benchmarks, five seeds each (an hour and more)
 #   make lab         run the laboratory by its protocols (half an hour)
+#   make docs        run the guide's commands again and put in what they say (minutes)
 #   make bench       time the engine against torch, interleaved
 #   make soak        the verification tests, the long versions
 #   make sanitize    the tests on engines built with gcc's sanitizers
@@ -21,7 +22,7 @@ LIVE ?= .venv-live
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILT := native/*.cpp native/*.h CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty exchange-test clean lab
+.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty exchange-test clean lab docs
 
 demo: $(VENV)/demo-installed
 	$(BIN)/unspool train sentiment --output runs/demo --force
@@ -34,14 +35,14 @@ check: lint
 	REQUIRE=native $(BIN)/python -m pytest -q -m "not slow"
 
 lint: $(VENV)/dev-installed
-	$(BIN)/ruff format --check src tests benchmarks examples
-	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples docs
+	$(BIN)/ruff check src tests benchmarks examples docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev-installed
-	$(BIN)/ruff format src tests benchmarks examples
-	$(BIN)/ruff check --fix src tests benchmarks examples
+	$(BIN)/ruff format src tests benchmarks examples docs
+	$(BIN)/ruff check --fix src tests benchmarks examples docs
 
 mutants: $(VENV)/dev-installed
 	$(BIN)/python tests/mutants.py
@@ -51,6 +52,9 @@ published: $(VENV)/dev-installed
 
 lab: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/lab.py
+
+docs: $(VENV)/dev-installed
+	$(BIN)/python docs/refresh.py
 
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/kernels.py

@@ -3,8 +3,9 @@
     dL_t/dU = sum over k <= t of  dL_t/dh_t · dh_t/dh_{t-1} · … · dh_{k+1}/dh_k · ∂⁺h_k/∂U
 
 ∂⁺h_k/∂U is what U does at step k alone, with h_{k-1} held fixed.  First by hand: a network of one unit,
-driven so that the factors are 0.1, 0.3, 0.2 and 0.1.  Then for a layer of any length: the term of step k is
-dL_t/dz_k ⊗ h_{k-1}, from the flow of one backward pass, and the terms add up to the gradient of U.
+driven so that the factors, from the last step back, are 0.1, 0.3, 0.2 and 0.1.  Then for a layer of any
+length: the term of step k is dL_t/dz_k ⊗ h_{k-1}, from the flow of one backward pass, and the terms add
+up to the gradient of U.
 
 Source: Werbos 1990; in this form Pascanu, Mikolov & Bengio 2013, equations 3 to 5.
 """
@@ -23,7 +24,7 @@ from unspool.lab.weights import Floats, drawn, flow_back
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FACTORS = (0.1, 0.3, 0.2, 0.1)  # dh_2/dh_1, dh_3/dh_2, dh_4/dh_3, dh_5/dh_4
+FACTORS = (0.1, 0.2, 0.3, 0.1)  # dh_2/dh_1, dh_3/dh_2, dh_4/dh_3, dh_5/dh_4
 RECURRENT = 0.4  # U of the one unit: no factor can be larger
 HIDDEN, LARGEST = 32, 0.9
 
@@ -60,7 +61,7 @@ def by_hand() -> tuple[Table, Floats, float, float]:
     step = 1e-6
     difference = (last(RECURRENT + step) - last(RECURRENT - step)) / (2 * step)
     return (
-        Table(head, tuple(rows), "One unit, h_5 after five steps: 0.1 × 0.2 × 0.3 × 0.1 = 0.0006"),
+        Table(head, tuple(rows), "One unit, h_5 after five steps: 0.1 × 0.3 × 0.2 × 0.1 = 0.0006"),
         terms,
         total,
         difference,
