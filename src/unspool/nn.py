@@ -2,7 +2,8 @@
 
 The same arguments in the same order with the same defaults, the same parameter names, shapes and
 initial values, the same state layout, exceptions and `PackedSequence`.  New in `forward`, by keyword
-only: `lengths`, `resets`, `recurrent_mask`.
+only: `lengths`, `resets`, `recurrent_mask`; in the constructors `recurrent_dropout` and, of the LSTM,
+`forget_bias`; and `trace`, every gate and state of a run.
 
 What differs: the layers run unspool's kernels (`repr` says which), lengths may come in any order, on any
 device, zeros among them, gradients may be asked for in eval mode, and weights are ordinary parameters,
@@ -29,8 +30,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from unspool import ops
-from unspool.kernels import checks, load
-from unspool.kernels.contract import Cell, Weights
+from unspool.kernels import checks, load, masks
+from unspool.kernels.contract import Cell, Gate, Trace, Weights
 
 if TYPE_CHECKING:
     from unspool.stream import Stream
@@ -73,9 +74,11 @@ class _Recurrent(nn.Module):
         device: Any,
         dtype: Any,
         kernels: str,
+        recurrent_dropout: float,
     ) -> None:
         super().__init__()
         _check_construction(input_size, hidden_size, num_layers, bias, batch_first, dropout)
+        _check_share("recurrent_dropout", recurrent_dropout)
         self.cell = cell
         self.mode = cell.value.upper()
         self.input_size = input_size
@@ -87,6 +90,7 @@ class _Recurrent(nn.Module):
         self.bidirectional = bidirectional
         self.proj_size = 0
         self.kernels = kernels
+        self.recurrent_dropout = float(recurrent_dropout)
         rows = len(cell.gates) * hidden_size
         for k in range(num_layers):
             for suffix in self._suffixes(k):
@@ -170,6 +174,10 @@ class _Recurrent(nn.Module):
             parts.append(f"dropout={self.dropout}")
         if self.bidirectional:
             parts.append("bidirectional=True")
+        if self.recurrent_dropout:
+            parts.append(f"recurrent_dropout={self.recurrent_dropout}")
+        if isinstance(self, LSTM) and self.forget_bias is not None:
+            parts.append(f"forget_bias={self.forget_bias}")
         parts.append(f"kernels={ops.kernels_for(self.kernels, self.weight_hh_l0).describe()}")
         return ", ".join(parts)
 
@@ -193,6 +201,7 @@ class _Recurrent(nn.Module):
         lengths: Tensor | Sequence[int] | None,
         resets: Tensor | None,
         recurrent_mask: Tensor | None,
+        kept: list[Trace] | None = None,
     ) -> tuple[Any, tuple[Tensor, ...]]:
         """Bring every form of input to (T, B, I), run, and give the output the input's form."""
         if isinstance(x, PackedSequence):
@@ -214,7 +223,8 @@ class _Recurrent(nn.Module):
         hx = self._check_state(hx, x, x.size(1), 3 if batched else 2)
         if resets is not None:
             resets = self._check_resets(resets, x, batched)
-        output, final = self._layers(x, hx, self._check_lengths(lengths, x), resets, recurrent_mask)
+        real = self._check_lengths(lengths, x)
+        output, final = self._layers(x, hx, real, resets, self._mask(recurrent_mask, x, x.size(1)), kept)
         if not batched:
             return output.squeeze(1), tuple(part.squeeze(1) for part in final)
         return output.transpose(0, 1) if self.batch_first else output, final
@@ -248,6 +258,7 @@ class _Recurrent(nn.Module):
         hx = self._check_state(hx, data, batch, None)
         if x.sorted_indices is not None and hx is not None:
             hx = tuple(part.index_select(1, x.sorted_indices) for part in hx)
+        recurrent_mask = self._mask(recurrent_mask, data, batch)
         if x.sorted_indices is not None and recurrent_mask is not None:
             recurrent_mask = recurrent_mask.index_select(1, x.sorted_indices)
         output, final = self._layers(padded, hx, live.sum(0), None, recurrent_mask)
@@ -263,8 +274,9 @@ class _Recurrent(nn.Module):
         lengths: Tensor | None,
         resets: Tensor | None,
         recurrent_mask: Tensor | None,
+        kept: list[Trace] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run all layers over (T, B, I)."""
+        """Run all layers over (T, B, I); a `kept` list takes their traces, and no gradients."""
         steps, batch, _ = x.shape
         directions = self._directions
         if recurrent_mask is not None:
@@ -277,8 +289,14 @@ class _Recurrent(nn.Module):
                 (None, None) if hx is None else (hx[0][of_layer], hx[1][of_layer] if len(hx) == 2 else None)
             )
             mask = None if recurrent_mask is None else recurrent_mask[of_layer]
+            weights = self._weights(k)
             run = ops.Run(self.cell, self.kernels, on_host, resets, mask, self.tap, k)
-            out, final_hidden, final_cell = ops.layer(run, x, hidden, cell, self._weights(k))
+            if kept is None:
+                out, final_hidden, final_cell = ops.layer(run, x, hidden, cell, weights)
+            else:
+                trace, (final_hidden, final_cell) = ops.trace(run, x, hidden, cell, weights)
+                kept.append(trace)
+                out = trace.hidden
             finals[0].append(final_hidden)
             if final_cell is not None:
                 finals[1].append(final_cell)
@@ -286,6 +304,53 @@ class _Recurrent(nn.Module):
             if self.dropout and self.training and k + 1 < self.num_layers:
                 x = F.dropout(x, self.dropout)
         return x, tuple(torch.cat(parts) for parts in finals if parts)
+
+    def trace(
+        self,
+        input: Tensor,
+        hx: Any = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | None = None,
+        recurrent_mask: Tensor | None = None,
+    ) -> tuple[Trace, ...]:
+        """Run the layers as `forward` does, without gradients, and return every gate and state.
+
+        Args:
+            input: as `forward` takes it, but no PackedSequence.
+            hx, lengths, resets, recurrent_mask: as `forward` takes them.
+
+        Returns:
+            One `Trace` a layer, the lowest first, of tensors: gates (T, B, D, G, H), hidden (T, B, D, H),
+            an LSTM's cell (T, B, D, H); a GRU's recurrent_candidate (T, B, D, H).  Time comes first
+            whatever batch_first says, one sequence alone is a batch of 1, and past a length all is 0.
+
+        Raises:
+            ValueError, RuntimeError, TypeError: as `forward`.
+        """
+        if isinstance(input, PackedSequence):
+            raise ValueError(
+                "trace takes padded input\n  Received: a PackedSequence.\n"
+                "  Fix: pass the padded tensor and lengths=."
+            )
+        if self.cell is Cell.LSTM:
+            _check_pair(hx)
+        kept: list[Trace] = []
+        with torch.no_grad():
+            state = None if hx is None else tuple(hx) if self.cell is Cell.LSTM else (hx,)
+            self._run(input, state, lengths, resets, recurrent_mask, kept)
+        return tuple(kept)
+
+    def _mask(self, given: Tensor | None, x: Tensor, batch: int) -> Tensor | None:
+        """The mask given, or in training with recurrent dropout one drawn from torch's generator's seed."""
+        if given is not None or not self.training or not self.recurrent_dropout:
+            return given
+        seed = int(torch.randint(2**63 - 1, ()))
+        of_layers = [
+            masks.recurrent(seed, 0, k, self._directions, batch, self.hidden_size, self.recurrent_dropout)
+            for k in range(self.num_layers)
+        ]
+        return torch.cat([torch.from_numpy(mask) for mask in of_layers]).to(x.device, x.dtype)
 
     # -- the door: torch's exception types and first lines, then what was received, then the fix
 
@@ -458,6 +523,40 @@ def _check_construction(
             raise ValueError(f"{name} must be greater than zero\n  Received: {value}.")
 
 
+def _check_share(name: str, share: float) -> None:
+    if not isinstance(share, numbers.Real) or isinstance(share, bool) or not 0 <= share < 1:
+        raise ValueError(
+            f"{name} should be a number from 0 to below 1, the probability that a unit is dropped\n"
+            f"  Received: {share!r:.40}.\n  Fix: such as 0.25."
+        )
+
+
+def _check_pair(hx: Any) -> None:
+    if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
+        raise TypeError(
+            f"LSTM: hx must be a tuple (h_0, c_0)\n  Received: {type(hx).__name__}.\n"
+            f"  Fix: pass hx=(h_0, c_0), each (num_layers x directions, batch, hidden_size)."
+        )
+
+
+def _check_forget_bias(forget_bias: float | None, bias: bool) -> None:
+    if forget_bias is None:
+        return
+    if (
+        not isinstance(forget_bias, numbers.Real)
+        or isinstance(forget_bias, bool)
+        or not math.isfinite(forget_bias)
+    ):
+        raise ValueError(
+            f"forget_bias should be a finite number or None\n  Received: {forget_bias!r:.40}.\n"
+            f"  Fix: such as 1.0."
+        )
+    if bias is False:
+        raise ValueError(
+            "forget_bias needs biases\n  Received: bias=False.\n  Fix: leave one of the two out."
+        )
+
+
 class RNN(_Recurrent):
     """Run a vanilla recurrent network, in the place of `torch.nn.RNN`.
 
@@ -465,6 +564,9 @@ class RNN(_Recurrent):
 
     Args, besides torch's own:
         kernels: "auto", "native" or "reference".
+        recurrent_dropout: in training, the probability that a hidden unit is dropped where it enters the
+            recurrent weights, drawn once a sequence and call (Gal & Ghahramani 2016); where a recurrent_mask
+            is given, that stands instead.
 
     Source: Elman 1990.
     """
@@ -482,6 +584,7 @@ class RNN(_Recurrent):
         device: Any = None,
         dtype: Any = None,
         *,
+        recurrent_dropout: float = 0.0,
         kernels: str = "auto",
     ) -> None:
         super().__init__(
@@ -496,6 +599,7 @@ class RNN(_Recurrent):
             device,
             dtype,
             kernels,
+            recurrent_dropout,
         )
         self.nonlinearity = nonlinearity
 
@@ -522,6 +626,11 @@ class LSTM(_Recurrent):
 
     Args, besides torch's own:
         kernels: "auto", "native" or "reference".
+        recurrent_dropout: in training, the probability that a hidden unit is dropped where it enters the
+            recurrent weights, drawn once a sequence and call (Gal & Ghahramani 2016); where a recurrent_mask
+            is given, that stands instead.
+        forget_bias: what the forget gate's bias starts at, the two biases together; None: as torch draws
+            them.  Gers et al. 2000; 1 is Jozefowicz et al.'s advice (2015).
 
     Source: Hochreiter & Schmidhuber 1997; forget gate, Gers et al. 2000.
     """
@@ -539,6 +648,8 @@ class LSTM(_Recurrent):
         device: Any = None,
         dtype: Any = None,
         *,
+        recurrent_dropout: float = 0.0,
+        forget_bias: float | None = None,
         kernels: str = "auto",
     ) -> None:
         if proj_size != 0:
@@ -547,6 +658,8 @@ class LSTM(_Recurrent):
                 f"  Received: proj_size={proj_size}.\n"
                 "  Fix: leave proj_size at 0, or keep torch.nn.LSTM for this layer."
             )
+        _check_forget_bias(forget_bias, bias)
+        self.forget_bias = None if forget_bias is None else float(forget_bias)
         super().__init__(
             Cell.LSTM,
             input_size,
@@ -559,7 +672,21 @@ class LSTM(_Recurrent):
             device,
             dtype,
             kernels,
+            recurrent_dropout,
         )
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from ±1/sqrt(hidden_size), in torch's order; then set the forget bias."""
+        super().reset_parameters()
+        if self.forget_bias is None:
+            return
+        forget = slice(
+            Gate.FORGET.__index__() * self.hidden_size, (Gate.FORGET.__index__() + 1) * self.hidden_size
+        )
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.startswith("bias"):
+                    parameter[forget] = self.forget_bias if name.startswith("bias_ih") else 0.0
 
     def forward(
         self,
@@ -589,11 +716,7 @@ class LSTM(_Recurrent):
         Raises:
             ValueError, RuntimeError, TypeError: as torch.nn raises them, when something does not fit.
         """
-        if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
-            raise TypeError(
-                f"LSTM: hx must be a tuple (h_0, c_0)\n  Received: {type(hx).__name__}.\n"
-                f"  Fix: pass hx=(h_0, c_0), each (num_layers x directions, batch, hidden_size)."
-            )
+        _check_pair(hx)
         output, (hidden, cell) = self._run(
             input, None if hx is None else tuple(hx), lengths, resets, recurrent_mask
         )
@@ -609,6 +732,9 @@ class GRU(_Recurrent):
 
     Args, besides torch's own:
         kernels: "auto", "native" or "reference".
+        recurrent_dropout: in training, the probability that a hidden unit is dropped where it enters the
+            recurrent weights, drawn once a sequence and call (Gal & Ghahramani 2016); where a recurrent_mask
+            is given, that stands instead.
 
     Source: Cho et al. 2014, with the reset gate after the recurrent product.
     """
@@ -625,6 +751,7 @@ class GRU(_Recurrent):
         device: Any = None,
         dtype: Any = None,
         *,
+        recurrent_dropout: float = 0.0,
         kernels: str = "auto",
     ) -> None:
         super().__init__(
@@ -639,6 +766,7 @@ class GRU(_Recurrent):
             device,
             dtype,
             kernels,
+            recurrent_dropout,
         )
 
     def forward(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unspool.kernels.contract import Cell, Trace, Weights
+from unspool.kernels.contract import Cell, State, Trace, Weights
 from unspool.ops import batching, derivatives, operators, running
 from unspool.ops.arguments import (
     GIVEN,
@@ -28,7 +28,7 @@ from unspool.ops.arguments import (
     kernels_for,
 )
 
-__all__ = ["Run", "is_traced", "kernels_for", "layer"]
+__all__ = ["Run", "is_traced", "kernels_for", "layer", "trace"]
 
 
 def layer(
@@ -63,6 +63,14 @@ def layer(
         run.tap.ran(run.cell, run.level, x, trace, run.lengths)
         return trace.hidden, final.hidden, final.cell
     return running.infer(running.prepare(it), it)
+
+
+def trace(
+    run: Run, x: Tensor, hidden: Tensor | None, cell: Tensor | None, weights: tuple[Weights, ...]
+) -> tuple[Trace, State]:
+    """Run one layer without gradients and keep its trace, of tensors; arguments as for `layer`."""
+    it = Layer(run, (x, hidden, cell, None, None, *flat_weights(weights)))
+    return running.forward(running.prepare(it), it)
 
 
 def _operator(it: Layer, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
