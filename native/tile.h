@@ -87,13 +87,13 @@ struct Height {
   static constexpr int value = R;
 };
 
-// Calls visit(Height<R>, first) for tiles of R = kRows rows, and smaller ones for what is left.  One row
-// too many makes two tiles of about half: the sums of a single row would wait for one another.
+// Calls visit(Height<R>, first) for tiles of R = kRows rows, and smaller ones for what is left.  A few rows too
+// many make two tiles of about half: the sums of a row or two would wait for one another, or for the panel.
 template <class Visit>
 INLINE void over_rows(int64_t rows, Visit visit) {
   for (int64_t first = 0; first < rows;) {
     const int64_t left = rows - first;
-    const int64_t take = left == kRows + 1 ? (kRows + 2) / 2 : smaller(left, kRows);
+    const int64_t take = left > kRows && left < kRows + (kRows + 1) / 2 ? (left + 1) / 2 : smaller(left, kRows);
     switch (take) {
       case 1: visit(Height<1>{}, first); break;
       case 2: visit(Height<2>{}, first); break;

@@ -16,6 +16,7 @@ PAGE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 WITH_TORCH = (
     "nn.py",
+    "swapping.py",
     *(
         f"ops/{name}.py"
         for name in ("__init__", "arguments", "batching", "derivatives", "groups", "operators", "running")

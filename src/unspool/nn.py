@@ -29,14 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from unspool import ops
+from unspool import ops, swapping
 from unspool.kernels import checks, load, masks
 from unspool.kernels.contract import Cell, Gate, Trace, Weights
 
 if TYPE_CHECKING:
     from unspool.stream import Stream
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "swap", "unswap"]
 
 
 def _gradient_ready_weights(
@@ -950,3 +950,45 @@ class GRUCell(_Step):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Return h_t (B, H) from input (B, I) and h_{t-1} (B, H); zeros if None."""
         return self._run(input, None if hx is None else (hx,))[0]
+
+
+_CLASSES: swapping.Classes = {
+    nn.RNN: RNN,
+    nn.LSTM: LSTM,
+    nn.GRU: GRU,
+    nn.RNNCell: RNNCell,
+    nn.LSTMCell: LSTMCell,
+    nn.GRUCell: GRUCell,
+}
+
+
+def swap(model: nn.Module, *, select: swapping.Select = None) -> swapping.Report:
+    """Put our layers in the place of torch's recurrent layers and cells inside a model.
+
+        report = unspool.nn.swap(model)
+        print(report)
+
+    A layer stays the module that it is, with the same parameters, hooks, mode and name: an optimizer goes on.
+
+    Args:
+        model: any torch module; may itself be a layer.
+        select: which layers: module names, or a function of (name, module).  None: all.
+
+    Returns:
+        What was swapped, and what was left and why: a class of its own (parametrized, quantized, a
+        subclass), a projection, another dtype, or not selected.
+
+    Raises:
+        TypeError: the model is no torch module.
+        InputError: a name that the model does not have.
+    """
+    return swapping.swap(model, _CLASSES, select)
+
+
+def unswap(model: nn.Module) -> tuple[str, ...]:
+    """Give the layers that `swap` made ours back to torch, with the parameters that they have now.
+
+    Returns:
+        Their names.
+    """
+    return swapping.unswap(model)

@@ -3,6 +3,7 @@
 What it computes is held by tests/contract.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -388,3 +389,30 @@ assert (infer(short)[0] == before).all()
 """
     )
     assert told == "early"
+
+
+@pytest.mark.parametrize(
+    ("limits", "cores"),
+    [
+        ({}, math.inf),
+        ({"service/job": "max 100000"}, math.inf),
+        ({"service/job": "150000 100000"}, 1.5),
+        ({"service/job": "400000 100000", "service": "50000 100000"}, 0.5),
+        ({"service/job": "max 100000", "": "300000 100000"}, 3.0),
+        ({"elsewhere": "100000 100000"}, math.inf),
+        ({"service/job": "nonsense", "service": "200000 100000"}, 2.0),
+        ({"service/job": "100000 0"}, math.inf),
+    ],
+)
+def test_the_quota_of_a_control_group_counts(
+    native: ModuleType, tmp_path: Path, limits: dict[str, str], cores: float
+) -> None:
+    """The least on the way from the process's group to the root; groups beside it do not count."""
+    membership, root = tmp_path / "membership", tmp_path / "groups"
+    membership.write_text("1:cpu:/elsewhere\n0::/service/job\n")
+    (root / "service" / "job").mkdir(parents=True)
+    for group, line in limits.items():
+        (root / group).mkdir(exist_ok=True)
+        (root / group / "cpu.max").write_text(line + "\n")
+    assert native._quota(membership, root) == cores
+    assert native._quota(tmp_path / "missing", root) == math.inf

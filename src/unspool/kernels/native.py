@@ -10,6 +10,7 @@ number of threads; both are read once, when the module is loaded.
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,7 +60,38 @@ def _count_threads() -> int:
                     f"  Fix: set it to the number of threads, or unset it."
                 )
             return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, _quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))))
+
+
+def _quota(membership: Path, root: Path) -> float:
+    """How many cores' time the process is given by its control group (version 2) and those above it.
+
+    More threads than that would stand still together, each time the time is used up.
+
+    Args:
+        membership: what lists the process's groups, a line each: "0::/path".
+        root: where the groups lie; each may hold a file cpu.max: microseconds of every so many, or "max".
+
+    Returns:
+        The least quota on the way to the root, in cores; infinity where none is set, or none can be read.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return math.inf
+    own = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    cores = math.inf
+    for group in (root / own, *(root / own).parents):
+        if not group.is_relative_to(root):
+            break
+        try:
+            given, period = (group / "cpu.max").read_text().split()
+            if given != "max":
+                cores = min(cores, int(given) / int(period))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return cores
 
 
 _isa = _choose_isa()

@@ -1,0 +1,114 @@
+"""Put our layers in the place of torch's inside a model, and give the model back.
+
+A layer becomes ours by its class: the module itself stays, with its parameters, hooks, mode and name, so that
+optimizers and whoever else holds it go on.  Which class stands for which is told by `nn`.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from unspool.errors import InputError
+
+_FROM = "_swapped_from"  # in a swapped module: its class before, and the names of what it was given
+
+Classes = Mapping[type[nn.Module], type[nn.Module]]
+Select = Callable[[str, nn.Module], bool] | Collection[str] | None
+
+
+class Left(NamedTuple):
+    """A recurrent layer that stayed what it was."""
+
+    name: str
+    kind: str
+    why: str
+
+
+class Report(NamedTuple):
+    """What `swap` did."""
+
+    swapped: tuple[str, ...]  # by module name; "" is the model itself
+    left: tuple[Left, ...]
+
+    def __str__(self) -> str:
+        lines = [f"swapped {len(self.swapped)} layers{': ' if self.swapped else ''}"]
+        lines[0] += ", ".join(name or "the model itself" for name in self.swapped)
+        lines += [f"left {one.name or 'the model itself'} ({one.kind}): {one.why}" for one in self.left]
+        return "\n".join(lines)
+
+
+def swap(model: nn.Module, classes: Classes, select: Select) -> Report:
+    """Make torch's recurrent layers ours; see `unspool.nn.swap`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"swap takes a torch module\n  Received: {type(model).__name__}.\n  Fix: pass the model."
+        )
+    named: dict[str, nn.Module] = dict(model.named_modules())
+    if select is not None and not callable(select):
+        unknown = sorted(set(select) - set(named))
+        if unknown:
+            raise InputError(
+                f"the model has no module named {unknown[0]!r:.60}.\n"
+                f"  Fix: names are those of model.named_modules()."
+            )
+    swapped: list[str] = []
+    left: list[Left] = []
+    theirs, ours = tuple(classes), tuple(classes.values())
+    for name, module in named.items():
+        if not isinstance(module, theirs) or isinstance(module, ours):
+            continue
+        wanted = select is None or (select(name, module) if callable(select) else name in select)
+        why = _why_not(module, classes) if wanted else "not selected"
+        if why is None:
+            _become(module, classes[type(module)])
+            swapped.append(name)
+        else:
+            left.append(Left(name, type(module).__name__, why))
+    return Report(tuple(swapped), tuple(left))
+
+
+def unswap(model: nn.Module) -> tuple[str, ...]:
+    """Make swapped layers torch's again; see `unspool.nn.unswap`."""
+    names = []
+    for name, module in model.named_modules():
+        if _FROM not in module.__dict__:
+            continue
+        theirs, given = module.__dict__.pop(_FROM)
+        for key in given:
+            module.__dict__.pop(key, None)
+        module.__class__ = theirs
+        if hasattr(module, "_init_flat_weights"):
+            module._init_flat_weights()  # a parameter may have been replaced meanwhile
+        names.append(name)
+    return tuple(names)
+
+
+def _why_not(module: nn.Module, classes: Classes) -> str | None:
+    """Why a layer cannot become ours, or None."""
+    if type(module) not in classes:
+        return f"a class of its own, {type(module).__module__}.{type(module).__qualname__}"
+    if getattr(module, "proj_size", 0):
+        return "a projection, which our layers do not run yet"
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.dtype not in (torch.float32, torch.float64):
+            return f"{name} is {parameter.dtype}; our layers run float32 and float64"
+    return None
+
+
+def _become(module: nn.Module, ours: type[nn.Module]) -> None:
+    """Give a module our class, and the attributes that ours has beyond torch's."""
+    held: Any = module
+    options: dict[str, Any] = {"bias": held.bias, "device": "meta"}
+    if hasattr(held, "num_layers"):
+        for name in ("num_layers", "batch_first", "dropout", "bidirectional"):
+            options[name] = getattr(held, name)
+    if hasattr(held, "nonlinearity"):
+        options["nonlinearity"] = held.nonlinearity
+    twin: Any = ours(held.input_size, held.hidden_size, **options)
+    given = [key for key in twin.__dict__ if key not in module.__dict__]
+    for key in given:
+        module.__dict__[key] = twin.__dict__[key]
+    module.__dict__[_FROM] = (type(module), given)
+    module.__class__ = ours
