@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from stamp import in_words, stamp
 from unspool import lab
@@ -26,7 +27,7 @@ def main() -> None:
         options = lab.Options(workers=2, say=lambda line: print(line, file=sys.stderr, flush=True))
         result = lab.load(name).run(options)
         kept[name] = {
-            **result.json(),
+            **_short(result.json()),
             "text": result.text(),
             "seconds": round(time.perf_counter() - started, 1),
             "stamp": stamp(f"unspool lab {name}"),
@@ -43,6 +44,13 @@ def main() -> None:
             lines += [f"## {name}", "", f"{in_words(found['stamp'])} {found['seconds']:g} s.", ""]
             lines += ["```text", found["text"], "```", ""]
     (RESULTS / "lab.md").write_text("\n".join(lines))
+
+
+def _short(found: dict[str, Any]) -> dict[str, Any]:
+    """Without the long series, which any run makes again: every trial's figures, not its curve."""
+    trials = found["figures"].get("trials")
+    figures = {"trials": [{k: v for k, v in one.items() if k != "curve"} for one in trials]} if trials else {}
+    return {**found, "figures": figures}
 
 
 if __name__ == "__main__":
