@@ -55,6 +55,12 @@ def layer(
     it = Layer(run, (x, hidden, cell, reset_hidden, reset_cell, *flat_weights(weights)))
     wanted = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in it.given)
     if operators.is_transformed() or is_traced(it.given):
+        if run.tap is not None:
+            raise RuntimeError(
+                "A layer is captured where it runs at once, not under a compiler or a transform\n"
+                "  Received: a call under torch.compile, torch.export, torch.func or forward mode.\n"
+                "  Fix: capture an ordinary call of the model."
+            )
         return _operator(it, wanted)
     if wanted:
         return _Layer.apply(run, *it.given, *run.options)  # type: ignore[no-any-return, no-untyped-call]
@@ -110,6 +116,9 @@ class _Layer(torch.autograd.Function):
             gradients = batching.map_in_old_vmap(operators.call_backward, (0, *arriving, *trace, *it.flat))
             listed = _at_their_places(it, gradients)
         elif torch.is_grad_enabled() or operators.is_transformed() or is_traced((*arriving, *saved)):
+            if ctx.tap is not None:  # the graph of the gradient goes the operator's way, which keeps no flow
+                _, flow = running.backward(ctx.running, it, trace, arriving)
+                ctx.tap.flowed(ctx.place, flow)
             gradients = list(operators.call_backward(0, *arriving, *trace, *it.flat))
             listed = _at_their_places(it, gradients)
         else:
