@@ -85,7 +85,7 @@ class Copying:
 
 def run(options: Options) -> Result:
     """Train RNN, LSTM and GRU, five seeds each, at T = 100."""
-    seeds, steps = chosen(options, seeds=1 if options.quick else 5, steps=10 if options.quick else 100)
+    seeds, steps = chosen(options, seeds=1 if options.quick else 5, steps=30 if options.quick else 100)
     task = Copying(steps, 48_000 if options.quick else 96_000)
     jobs = [(task, cell, seed) for cell in CELLS for seed in range(seeds)]
     done = trials.run("copying", jobs, options)
