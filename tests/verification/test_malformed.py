@@ -344,7 +344,7 @@ def test_the_engine_itself_refuses_every_malformed_call(native: ModuleType) -> N
 def test_the_engine_takes_weights_of_sound_sizes_alone(native: ModuleType) -> None:
     core = native._core
     ones = [np.ones(shape, np.float32) for shape in ((4, 1), (4, 1), (4,))]
-    core.Layer("baseline", 2, 1, 1, ones, 1)
+    core.Layer("baseline", "float32", 2, 1, 1, ones, 1)
     for cell, width, units, weights in (
         (2, 1, 2**62, ones),
         (2, 2**62, 1, ones),
@@ -359,7 +359,7 @@ def test_the_engine_takes_weights_of_sound_sizes_alone(native: ModuleType) -> No
         (3, 1, 1, ones),
     ):
         with pytest.raises((ValueError, TypeError)):
-            core.Layer("baseline", cell, width, units, weights, 1)
+            core.Layer("baseline", "float32", cell, width, units, weights, 1)
 
 
 def test_streams_refuse_every_malformed_step(native: ModuleType) -> None:
