@@ -6,9 +6,33 @@ import numpy as np
 import pytest
 import torch
 
+import networks
 from unspool import introspect, nn
 from unspool.errors import InputError
 from unspool.kernels.contract import Gate
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_what_follows_changes_the_reverse_reading_alone(directions: int, layers: int) -> None:
+    model = networks.build("lstm", layers, directions == 2).model
+    found = introspect.right_context(model, "the movie was terribly exciting")
+    assert len(found.words) == 5
+    if directions == 1:
+        assert found.reverse is None
+        assert (found.forward == 0).all()
+        assert "one direction" in str(found)
+        return
+    assert found.reverse is not None
+    assert (found.reverse[:-1] > 0).all()
+    assert found.reverse[-1] == 0
+    if layers == 1:
+        assert (found.forward == 0).all()
+        assert "nothing, to the bit" in str(found)
+    whole = model.run(model.embed(model.encode(["the movie was terribly exciting"]).tokens), np.array([5]))
+    cut = model.run(model.embed(model.encode(["the movie was terribly"]).tokens), np.array([4]))
+    apart = np.linalg.norm(whole[3, 0, 1] - cut[3, 0, 1]) / np.linalg.norm(whole[3, 0, 1])
+    assert found.reverse[3] == pytest.approx(apart)
 
 
 def test_saturation_is_counted_over_real_steps() -> None:

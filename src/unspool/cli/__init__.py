@@ -324,12 +324,14 @@ def inspect(
     loaded = Model.load(model)
     recording = introspect.record(loaded, text)
     moved = introspect.contributions(loaded, text)
+    context = introspect.right_context(loaded, text)
     if json:
-        _print_json(_inspection(recording, moved))
+        _print_json(_inspection(recording, moved, context))
     else:
         colour = sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR")
         width = shutil.get_terminal_size((80, 24)).columns
         _print(sentence.terminal(recording, moved, colour=colour, width=width))
+        _print(f"\n{context}")
     if output is not None:
         _write_inspection(output, recording, moved)
         if not quiet:
@@ -743,7 +745,9 @@ def _own_examples(model: Path, labels: tuple[str, ...], quiet: bool) -> tuple[st
     return "test", benchmark(name, fold=fold, data_dir=record.get("data_dir"), quiet=quiet).test
 
 
-def _inspection(recording: introspect.Recording, moved: introspect.Contributions) -> dict[str, Any]:
+def _inspection(
+    recording: introspect.Recording, moved: introspect.Contributions, context: introspect.RightContext
+) -> dict[str, Any]:
     """The numbers behind the heat map, as JSON has them."""
     directions = ("forward", "reverse")[: recording.directions]
     means: dict[str, Any] = {}
@@ -762,6 +766,10 @@ def _inspection(recording: introspect.Recording, moved: introspect.Contributions
         "margin": moved.margin,
         "contributions": _rounded(moved.values),
         "mean gates": means,
+        "right context": {
+            "forward": _rounded(context.forward),
+            "reverse": None if context.reverse is None else _rounded(context.reverse),
+        },
     }
 
 

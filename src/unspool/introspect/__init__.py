@@ -15,7 +15,7 @@ through the kernels' own backward pass.
     tables.py         results as pandas tables
 """
 
-from unspool.introspect.attribution import Contributions, contributions
+from unspool.introspect.attribution import Contributions, RightContext, contributions, right_context
 from unspool.introspect.capture import Capture, Reading, capture
 from unspool.introspect.faults import Fault, locate, locate_captured
 from unspool.introspect.gradients import (
@@ -41,6 +41,7 @@ __all__ = [
     "Monitor",
     "Reading",
     "Recording",
+    "RightContext",
     "Saturation",
     "Terms",
     "ablate",
@@ -55,5 +56,6 @@ __all__ = [
     "memory_span",
     "patch",
     "record",
+    "right_context",
     "saturation",
 ]

@@ -81,6 +81,49 @@ def contributions(model: Model, text: str, *, steps: int = 128) -> Contributions
     )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class RightContext:
+    """How far what follows a word changed the reading of it, as a share of its state's size."""
+
+    words: tuple[str, ...]
+    forward: Floats  # (T,) the forward direction's state in the top layer; 0 where one layer reads forward
+    reverse: Floats | None  # (T,) the reverse direction's; None where there is none
+
+    def __str__(self) -> str:
+        if self.reverse is None:
+            return "one direction: no word was read with what follows it"
+        told = "  ".join(f"{word} {share:.0%}" for word, share in zip(self.words, self.reverse, strict=True))
+        return f"what follows changed the reverse reading by: {told}\nthe forward reading by: {self._most()}"
+
+    def _most(self) -> str:
+        most = float(self.forward.max(initial=0.0))
+        return "nothing, to the bit" if most == 0 else f"{most:.0%} at the most, through the layers below"
+
+
+def right_context(model: Model, text: str) -> RightContext:
+    """Read each word once with all that follows and once with nothing after it, and compare its state.
+
+        |h_t(whole) - h_t(up to t)| / |h_t(whole)|        in the top layer, each direction apart
+
+    A forward direction has not read what follows, so its state at a word is the same in both; a reverse
+    one begins with it.  All the beginnings of the text are one batch.
+
+    Raises:
+        InputError: the text has no words.
+    """
+    tokens = words_of(model, text)
+    encoded = model.encode([text])
+    x = model.embed(encoded.tokens)  # (T, 1, E)
+    count = len(tokens)
+    beginnings = np.ascontiguousarray(np.repeat(x, count, 1))
+    cut = model.run(beginnings, np.arange(1, count + 1))  # (T, T, D, H): column t ends with word t
+    whole = model.run(x, encoded.lengths)[:, 0]  # (T, D, H)
+    at = np.arange(count)
+    apart = np.linalg.norm(whole - cut[at, at], axis=2)
+    share = apart / np.maximum(np.linalg.norm(whole, axis=2), np.finfo(np.float32).tiny)
+    return RightContext(tokens, share[:, 0], share[:, 1] if share.shape[1] == 2 else None)
+
+
 def _margin_gradient(model: Model, x: Floats, lengths: Ints, towards: Floats) -> Floats:
     """d(logits · towards)/dx for each of a batch of word-vector sequences: (T, B, E)."""
     inputs = [x]
