@@ -17,7 +17,9 @@ the loss is divided by the count of the whole batch, so that gradients are those
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import json
 import math
 import os
@@ -658,6 +660,8 @@ def _accelerator(device: str) -> Accelerator:
         mixed_precision="no",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE_WITH_RANKS)],
     )
+    if accelerator.num_processes > 1:
+        atexit.register(_leave_group)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise ConfigError(
@@ -665,6 +669,17 @@ def _accelerator(device: str) -> Accelerator:
             "  Fix: --device cpu, or launch one process."
         )
     return accelerator
+
+
+def _leave_group() -> None:
+    """End the threads that join this process to the others, while the interpreter still runs.
+
+    A thread that lets go of its last sum needs the interpreter's lock, and aborts the process if it asks
+    once the interpreter ends.  The threads end with the last reference to the group: wrappers, in cycles.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        gc.collect()
 
 
 def _sum(accelerator: Accelerator, numbers: Sequence[float]) -> list[float]:
