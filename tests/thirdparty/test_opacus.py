@@ -1,6 +1,5 @@
 """opacus: per-sample gradients of our layers by functorch, and a private step."""
 
-import pytest
 import torch
 from comparison import furthest, keep, milliseconds
 from opacus import GradSampleModule
@@ -20,12 +19,6 @@ class Reader(nn.Module):
         return self.answer(self.lstm(x)[0].mean(1))
 
 
-@pytest.mark.xfail(
-    not hasattr(unspool.nn, "swap"),
-    raises=RuntimeError,
-    strict=True,
-    reason="the layers know no vmap yet: it comes with their operators, as unspool.nn.swap does",
-)
 def test_gradients_of_each_sample() -> None:
     """Those of opacus's own LSTM, which is written for it, and those of one sample at a time."""
     torch.manual_seed(0)

@@ -495,7 +495,8 @@ def test_the_layers_refuse_every_malformed_call() -> None:
             paths = [path for path in _tensors(call) if path]
             path = paths[rng.integers(len(paths))]
             call, told = _put(call, path, _wrong_tensor(_at(call, path), rng)), str(path)
-        with pytest.raises((ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError)):  # noqa: PT012
+        # AttributeError is torch's answer to what is no tensor, and so ours: tests/test_nn.py.
+        with pytest.raises((ValueError, RuntimeError, TypeError, AttributeError)):  # noqa: PT012
             output, _ = layer(**call)
             output.sum().backward()
             pytest.fail(f"accepted: {layer}, {told}: {call}")

@@ -592,7 +592,9 @@ def _load_recipe(name: str) -> None:
         folder = output or Path("runs") / time.strftime(f"{name}-%Y-%m-%d-%H%M%S")
         if dry_run:
             recipe.read(what, quiet=how.quiet)
-            _print(files.toml_text(recipe.resolved(what, how)).rstrip())
+            from unspool import training
+
+            _print(files.toml_text(training.resolved(name, what, how)).rstrip())
             return 0
         outcome = recipe.train(what, how, folder)
         if outcome is None:

@@ -13,7 +13,7 @@ from onnx.backend.base import Backend, BackendRep, namedtupledict
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from unspool.errors import InputError
+from unspool.errors import InputError, ModelFileError
 from unspool.exchange import onnx_file
 from unspool.exchange.operators import Attributes, Node
 
@@ -106,7 +106,7 @@ class OnnxBackend(Backend):
         """Whether `prepare` would take the model."""
         try:
             cls.prepare(model, device)
-        except Exception:
+        except (InputError, ModelFileError):
             return False
         return True
 

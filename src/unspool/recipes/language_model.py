@@ -474,7 +474,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         kernels=choose("float32").describe() if config.layers == "unspool" else "torch",
         higher_is_better=False,
     )
-    result = training.run(network, task, options, output, resolved(config, options))
+    result = training.run(network, task, options, output, training.resolved(language.TASK, config, options))
     if result.best_metric is None:
         raise TrainingError(
             f"no epoch of {result.folder} had a finite dev loss.\n  Fix: a lower learning_rate."
@@ -494,18 +494,6 @@ def _refuse_processes() -> None:
             "a language model is trained by one process, which carries each column's state along.\n"
             f"  Received: {os.environ['WORLD_SIZE']} processes.\n  Fix: launch one."
         )
-
-
-def resolved(config: Config, options: training.Options) -> dict[str, dict[str, object]]:
-    """Every option that makes a run what it is, as config.toml keeps it."""
-    kept = dataclasses.asdict(options)
-    for name in ("resume", "force", "quiet"):
-        del kept[name]
-    return {
-        "run": {"task": language.TASK, "unspool_version": __version__},
-        language.TASK: dataclasses.asdict(config),
-        "training": kept,
-    }
 
 
 def card(

@@ -490,23 +490,8 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         folder=lambda network, dev: folder_parts(network, description, vocabulary, config, options, dev),
         kernels=choose("float32").describe(),
     )
-    result = training.run(network, task, options, output, resolved(config, options))
+    result = training.run(network, task, options, output, training.resolved("sentiment", config, options))
     return measure(splits, result)
-
-
-def resolved(config: Config, options: training.Options) -> dict[str, dict[str, object]]:
-    """Every option that makes a run what it is, as config.toml keeps it.
-
-    Not whether this start was to resume, replace or be quiet: a run repeated from the file would too.
-    """
-    kept = dataclasses.asdict(options)
-    for name in ("resume", "force", "quiet"):
-        del kept[name]
-    return {
-        "run": {"task": "sentiment", "unspool_version": __version__},
-        "sentiment": dataclasses.asdict(config),
-        "training": kept,
-    }
 
 
 def say_data(config: Config, parts: Sequence[Data], vocabulary: Vocabulary, batch_size: int) -> None:

@@ -537,7 +537,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         metric=metric,
         kernels=choose("float32").describe() if config.layers == "unspool" else "torch",
     )
-    result = training.run(network, task, options, output, resolved(config, options))
+    result = training.run(network, task, options, output, training.resolved(tagger.TASK, config, options))
     return _measured(parts, result, metric)
 
 
@@ -555,18 +555,6 @@ def _of_batch(
         spelled=pad(share.spelled, (0, missing)),
         labels=pad(share.labels, (0, missing)),
     )
-
-
-def resolved(config: Config, options: training.Options) -> dict[str, dict[str, object]]:
-    """Every option that makes a run what it is, as config.toml keeps it."""
-    kept = dataclasses.asdict(options)
-    for name in ("resume", "force", "quiet"):
-        del kept[name]
-    return {
-        "run": {"task": tagger.TASK, "unspool_version": __version__},
-        tagger.TASK: dataclasses.asdict(config),
-        "training": kept,
-    }
 
 
 def _tables(
