@@ -138,6 +138,20 @@ class Options:
                     f"  Fix: {allowed}."
                 )
 
+    def resolved(self, task: str, config: Any) -> dict[str, dict[str, object]]:
+        """Every option that makes a run what it is, as config.toml keeps it: of the task, and of the loop.
+
+        Not whether this start was to resume, replace or be quiet: a run repeated from the file would too.
+        """
+        kept = asdict(self)
+        for name in ("resume", "force", "quiet"):
+            del kept[name]
+        return {
+            "run": {"task": task, "unspool_version": __version__},
+            task: asdict(config),
+            "training": kept,
+        }
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -330,21 +344,6 @@ def first_rank() -> bool:
 def weights(model: torch.nn.Module) -> dict[str, NDArray[Any]]:
     """Return a model's parameters and buffers as NumPy arrays, under the state dict's names."""
     return {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
-
-
-def resolved(task: str, config: Any, options: Options) -> dict[str, dict[str, object]]:
-    """Every option that makes a run what it is, as config.toml keeps it: of the task, and of the loop.
-
-    Not whether this start was to resume, replace or be quiet: a run repeated from the file would too.
-    """
-    kept = asdict(options)
-    for name in ("resume", "force", "quiet"):
-        del kept[name]
-    return {
-        "run": {"task": task, "unspool_version": __version__},
-        task: asdict(config),
-        "training": kept,
-    }
 
 
 def run(

@@ -592,9 +592,7 @@ def _load_recipe(name: str) -> None:
         folder = output or Path("runs") / time.strftime(f"{name}-%Y-%m-%d-%H%M%S")
         if dry_run:
             recipe.read(what, quiet=how.quiet)
-            from unspool import training
-
-            _print(files.toml_text(training.resolved(name, what, how)).rstrip())
+            _print(files.toml_text(how.resolved(name, what)).rstrip())
             return 0
         outcome = recipe.train(what, how, folder)
         if outcome is None:

@@ -474,7 +474,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         kernels=choose("float32").describe() if config.layers == "unspool" else "torch",
         higher_is_better=False,
     )
-    result = training.run(network, task, options, output, training.resolved(language.TASK, config, options))
+    result = training.run(network, task, options, output, options.resolved(language.TASK, config))
     if result.best_metric is None:
         raise TrainingError(
             f"no epoch of {result.folder} had a finite dev loss.\n  Fix: a lower learning_rate."

@@ -490,7 +490,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         folder=lambda network, dev: folder_parts(network, description, vocabulary, config, options, dev),
         kernels=choose("float32").describe(),
     )
-    result = training.run(network, task, options, output, training.resolved("sentiment", config, options))
+    result = training.run(network, task, options, output, options.resolved("sentiment", config))
     return measure(splits, result)
 
 

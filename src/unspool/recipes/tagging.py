@@ -537,7 +537,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         metric=metric,
         kernels=choose("float32").describe() if config.layers == "unspool" else "torch",
     )
-    result = training.run(network, task, options, output, training.resolved(tagger.TASK, config, options))
+    result = training.run(network, task, options, output, options.resolved(tagger.TASK, config))
     return _measured(parts, result, metric)
 
 
