@@ -25,6 +25,7 @@ WITH_TORCH = (
     "recipes/sentiment.py",
     "recipes/tagging.py",
     "recipes/language_model.py",
+    "recipes/layers.py",
     "lab/adding.py",
     "lab/both_contexts.py",
     "lab/copying.py",

@@ -11,15 +11,13 @@ reverse direction would have read what is to be guessed.  Knows no training; the
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unspool import files
 from unspool import model as serving
-from unspool.errors import ConfigError, InputError, ModelFileError
+from unspool.errors import ConfigError, InputError
 from unspool.kernels import choose, load
 from unspool.kernels.contract import Cell, Kernels, State
 from unspool.model import Floats, Ints
@@ -139,21 +137,12 @@ class LanguageModel:
         Raises:
             ModelFileError: the folder is absent, incomplete, damaged, of another format version or task.
         """
-        parts = files.read_folder(folder)
-        where = {name: str(Path(folder) / name) for name in parts}
-        config = files.part(parts, serving.CONFIG, folder)
-        description, digests = serving.read_config(config, where[serving.CONFIG], Description.from_config)
-        table = files.part(parts, serving.VOCABULARY, folder)
-        vocabulary = Vocabulary.from_bytes(table, where[serving.VOCABULARY])
-        tensors = files.unpack(files.part(parts, files.WEIGHTS, folder), where[files.WEIGHTS], digests)
-        try:
-            return cls(description, vocabulary, tensors, kernels=kernels)
-        except InputError as error:
-            raise ModelFileError(
-                f"{where[files.WEIGHTS]} does not hold the network that the folder describes.\n"
-                f"  Received: {error}\n"
-                f"  Fix: copy the folder again from where it was written, or train again."
-            ) from error
+        return serving.read_model(
+            folder,
+            Description.from_config,
+            (serving.VOCABULARY,),
+            lambda description, tables, tensors: cls(description, tables[0], tensors, kernels=kernels),
+        )
 
     def __repr__(self) -> str:
         d = self.description

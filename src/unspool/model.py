@@ -49,6 +49,7 @@ _MOST = {
 }
 
 D = TypeVar("D")
+M = TypeVar("M")
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -181,22 +182,17 @@ class Model:
             InputError: the network does not run in this precision.
             ModelFileError: the folder is absent, incomplete, damaged, or of another format version.
         """
-        parts = files.read_folder(folder)
-        config, table, weights = (Path(folder) / name for name in (CONFIG, VOCABULARY, files.WEIGHTS))
-        description, digests = read_config(
-            files.part(parts, CONFIG, folder), str(config), Description.from_config
+
+        def build(description: Description, tables: list[Vocabulary], tensors: Mapping[str, Any]) -> "Model":
+            return cls(description, tables[0], tensors, kernels=kernels, precision=precision)
+
+        return read_model(
+            folder,
+            Description.from_config,
+            (VOCABULARY,),
+            build,
+            check=lambda description: check_precision(precision, description.cell),
         )
-        vocabulary = Vocabulary.from_bytes(files.part(parts, VOCABULARY, folder), str(table))
-        tensors = files.unpack(files.part(parts, files.WEIGHTS, folder), str(weights), digests)
-        check_precision(precision, description.cell)
-        try:
-            return cls(description, vocabulary, tensors, kernels=kernels, precision=precision)
-        except InputError as error:
-            raise ModelFileError(
-                f"{weights} does not hold the network that {CONFIG} and {VOCABULARY} describe.\n"
-                f"  Received: {error}\n"
-                f"  Fix: copy the folder again from where it was written, or train again."
-            ) from error
 
     def __repr__(self) -> str:
         d = self.description
@@ -470,6 +466,45 @@ def read_config(
     except ConfigError as error:
         raise ModelFileError(
             f"{where} does not describe a network.\n  Received: {error}\n"
+            f"  Fix: copy the folder again from where it was written, or train again."
+        ) from error
+
+
+def read_model(
+    folder: str | os.PathLike[str],
+    describe: Callable[[Mapping[str, Any]], D],
+    tables: Sequence[str],
+    build: Callable[[D, list[Vocabulary], Mapping[str, NDArray[Any]]], M],
+    *,
+    check: Callable[[D], None] | None = None,
+) -> M:
+    """Read a model folder of any task; every byte of it is verified.
+
+    Args:
+        folder: such as RUN/best.
+        describe: makes the network's description of what config.json holds, or refuses with a ConfigError.
+        tables: the names of the folder's vocabularies.
+        build: makes the model of its description, vocabularies and tensors; an InputError means that the
+            folder does not hold what it describes.
+        check: refuses, by an InputError that goes to the caller as it is, what was asked of such a network.
+
+    Raises:
+        ModelFileError: the folder is absent, incomplete, damaged, of another format version or task.
+    """
+    parts = files.read_folder(folder)
+    where = {name: str(Path(folder) / name) for name in (*parts, CONFIG, files.WEIGHTS, *tables)}
+    description, digests = read_config(files.part(parts, CONFIG, folder), where[CONFIG], describe)
+    vocabularies = [Vocabulary.from_bytes(files.part(parts, name, folder), where[name]) for name in tables]
+    tensors = files.unpack(files.part(parts, files.WEIGHTS, folder), where[files.WEIGHTS], digests)
+    if check is not None:
+        check(description)
+    try:
+        return build(description, vocabularies, tensors)
+    except InputError as error:
+        raise ModelFileError(
+            f"{where[files.WEIGHTS]} does not hold the network that {CONFIG} and {' and '.join(tables)} "
+            f"describe.\n"
+            f"  Received: {error}\n"
             f"  Fix: copy the folder again from where it was written, or train again."
         ) from error
 

@@ -13,16 +13,15 @@ out in the scheme of the training file.
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unspool import crf, files
+from unspool import crf
 from unspool import model as serving
 from unspool.data import schemes
-from unspool.errors import ConfigError, InputError, ModelFileError
+from unspool.errors import ConfigError, InputError
 from unspool.kernels import choose, load
 from unspool.kernels.contract import Cell, Kernels
 from unspool.model import Floats, Ints
@@ -150,23 +149,14 @@ class Tagger:
         Raises:
             ModelFileError: the folder is absent, incomplete, damaged, of another format version or task.
         """
-        parts = files.read_folder(folder)
-        where = {name: str(Path(folder) / name) for name in parts}
-        config = files.part(parts, serving.CONFIG, folder)
-        description, digests = serving.read_config(config, where[serving.CONFIG], Description.from_config)
-        vocabulary, letters = (
-            Vocabulary.from_bytes(files.part(parts, name, folder), where[name])
-            for name in (serving.VOCABULARY, LETTERS)
+        return serving.read_model(
+            folder,
+            Description.from_config,
+            (serving.VOCABULARY, LETTERS),
+            lambda description, tables, tensors: cls(
+                description, tables[0], tables[1], tensors, kernels=kernels
+            ),
         )
-        tensors = files.unpack(files.part(parts, files.WEIGHTS, folder), where[files.WEIGHTS], digests)
-        try:
-            return cls(description, vocabulary, letters, tensors, kernels=kernels)
-        except InputError as error:
-            raise ModelFileError(
-                f"{where[files.WEIGHTS]} does not hold the network that the folder describes.\n"
-                f"  Received: {error}\n"
-                f"  Fix: copy the folder again from where it was written, or train again."
-            ) from error
 
     def __repr__(self) -> str:
         d = self.description

@@ -291,6 +291,19 @@ class Result:
     skipped: int
     history: list[dict[str, Any]]
 
+    def best(self, metric: str) -> tuple[Path, float]:
+        """The best epoch's folder, and its dev score, which is called `metric`.
+
+        Raises:
+            TrainingError: no epoch had a finite one.
+        """
+        if self.best_metric is None:
+            raise TrainingError(
+                f"no epoch of {self.folder} had a finite dev {metric}.\n"
+                f"  Fix: a lower learning_rate, and look at the data."
+            )
+        return self.folder / "best", self.best_metric
+
 
 @dataclass
 class _Tally:

@@ -15,10 +15,51 @@ from numpy.typing import NDArray
 from unspool.data.readers import open_bytes
 from unspool.data.sources import fetch
 from unspool.errors import DataError, MissingExtra
+from unspool.vocabulary import Vocabulary
 
 GLOVE_50D = "glove-50d"
 
 _LARGEST = np.finfo(np.float32).max
+
+
+def vocabulary(
+    texts: Sequence[Sequence[str]],
+    min_count: int,
+    where: str | None,
+    frequent: int,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+) -> tuple[Vocabulary, NDArray[np.float32] | None]:
+    """Choose the words that a model will know, and look up the vectors that some of them start from.
+
+    Without vectors: the words that occur `min_count` times in the texts.  With them, also all others that
+    occur there and have a vector, and the vectors' most frequent words, so that words unseen in training
+    can be read.
+
+    Args:
+        texts: split into words, in small letters.
+        min_count: how often a word must occur to be known without a vector.
+        where: as for `vectors`.  None: no vectors.
+        frequent: how many of the vectors' most frequent words are known besides.
+        data_dir, quiet: as for `vectors`.
+
+    Returns:
+        The vocabulary, and (V, E) the vectors, zeros for words that have none; None without vectors.
+
+    Raises:
+        SourceError, DataError, MissingExtra: as for `vectors`.
+    """
+    known = Vocabulary.build(texts, min_count=min_count, lowercase=True)
+    if where is None:
+        return known, None
+    seen = Vocabulary.build(texts, lowercase=True).tokens
+    common = frequent_words(where, frequent, data_dir=data_dir, quiet=quiet)
+    candidates = tuple(dict.fromkeys((*seen, *common)))
+    table, found = vectors(where, candidates, data_dir=data_dir, quiet=quiet)
+    always = set(known.tokens)
+    kept = [i for i, token in enumerate(candidates) if found[i] or token in always]
+    return Vocabulary(tuple(candidates[i] for i in kept), True), table[kept]
 
 
 def vectors(

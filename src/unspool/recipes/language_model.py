@@ -27,19 +27,13 @@ from torch import Tensor, nn
 
 from unspool import __version__, files, language, training
 from unspool import model as serving
-from unspool import nn as recurrent
 from unspool.data import texts
-from unspool.errors import ConfigError, DataError, TrainingError
-from unspool.kernels import choose
+from unspool.errors import ConfigError, DataError
 from unspool.kernels.contract import Cell
+from unspool.recipes import layers, outcome, rules
 from unspool.vocabulary import Vocabulary
 
 _CARRIED = "carried.safetensors"
-_CELLS: dict[str, tuple[Any, Any]] = {
-    "lstm": (recurrent.LSTM, nn.LSTM),
-    "gru": (recurrent.GRU, nn.GRU),
-    "rnn_tanh": (recurrent.RNN, nn.RNN),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,47 +114,28 @@ class Config:
                 "  Fix: leave it out.  The reverse direction begins at the end: it has read the very unit\n"
                 "  that is to be guessed, and the loss would fall to 0 with nothing learned."
             )
-        for name, allowed, held in (
-            ("data", ", ".join(texts.NAMES), self.train is not None or self.data in texts.NAMES),
-            ("dev", "given only with train", self.train is not None or self.dev is None),
-            ("test", "given only with train", self.train is not None or self.test is None),
-            ("units", ", ".join(language.UNITS), self.units in language.UNITS),
-            ("cell", ", ".join(_CELLS), self.cell in _CELLS),
-            ("layers", "unspool or torch", self.layers in ("unspool", "torch")),
-            (
-                "tied",
-                "embedding_size = hidden_size",
-                not self.tied or self.embedding_size == self.hidden_size,
-            ),
-            (
+        own_layers = self.layers == "unspool"
+        fitting = not self.tied or self.embedding_size == self.hidden_size
+        rules.check(
+            self,
+            rules.data(self, texts.NAMES),
+            rules.one_of(self, "units", language.UNITS),
+            rules.one_of(self, "cell", ("lstm", "gru", "rnn_tanh")),
+            rules.one_of(self, "layers", layers.WHOSE),
+            ("tied", "embedding_size = hidden_size", fitting),
+            ("recurrent_dropout", "0 with layers torch", own_layers or not self.recurrent_dropout),
+            rules.positive(self, "hidden_size", "num_layers", "embedding_size", "min_count", "window"),
+            ("activation", "0 or more", 0 <= self.activation < math.inf),
+            ("slowness", "0 or more", 0 <= self.slowness < math.inf),
+            rules.shares(
+                self,
+                "embedding_dropout",
+                "input_dropout",
+                "layer_dropout",
+                "weight_dropout",
                 "recurrent_dropout",
-                "0 with layers torch",
-                self.layers == "unspool" or not self.recurrent_dropout,
             ),
-            *(
-                (name, "1 or more", getattr(self, name) >= 1)
-                for name in ("hidden_size", "num_layers", "embedding_size", "min_count", "window")
-            ),
-            *(
-                (name, "0 or more", 0 <= getattr(self, name) < math.inf)
-                for name in ("activation", "slowness")
-            ),
-            *(
-                (name, "at least 0 and below 1", 0 <= getattr(self, name) < 1)
-                for name in (
-                    "embedding_dropout",
-                    "input_dropout",
-                    "layer_dropout",
-                    "weight_dropout",
-                    "recurrent_dropout",
-                )
-            ),
-        ):
-            if not held:
-                raise ConfigError(
-                    f"the option {name} is out of its range.\n"
-                    f"  Received: {getattr(self, name)}\n  Fix: {allowed}."
-                )
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,15 +223,17 @@ class Network(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(vocabulary_size, config.embedding_size)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        layer = _CELLS[config.cell][config.layers == "torch"]
         self.layers = nn.ModuleList(
-            layer(config.embedding_size if k == 0 else config.hidden_size, config.hidden_size)
+            layers.build(
+                config.cell,
+                config.embedding_size if k == 0 else config.hidden_size,
+                config.hidden_size,
+                whose=config.layers,
+            )
             for k in range(config.num_layers)
         )
-        if config.cell == "lstm":
-            with torch.no_grad():
-                for one in self.layers:
-                    one.bias_ih_l0[config.hidden_size : 2 * config.hidden_size] = 1  # type: ignore[operator]
+        for layer in self.layers:
+            layers.open_forget_gates(layer, config.cell)
         self.scores = nn.Linear(config.hidden_size, vocabulary_size)
         nn.init.zeros_(self.scores.bias)
         if config.tied:
@@ -462,30 +439,26 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         loss=lambda network, share, noise: loss(config, carried, network, share, noise),
         score=lambda network: score(dev, network),
         folder=lambda network, dev_score: {
-            serving.CONFIG: serving.config_text(
-                description.as_config(), training.weights(network), __version__
+            **outcome.folder(
+                training.weights(network),
+                description,
+                {serving.VOCABULARY: vocabulary},
+                card(description, config, options, dev_score),
             ),
-            serving.VOCABULARY: vocabulary.to_bytes(),
-            files.WEIGHTS: files.pack(training.weights(network)),
-            serving.CARD: card(description, config, options, dev_score).encode(),
             **({} if dev_score is not None else {_CARRIED: carried.to_bytes()}),
         },
         metric="nats",
-        kernels=choose("float32").describe() if config.layers == "unspool" else "torch",
+        kernels=layers.described(config.layers),
         higher_is_better=False,
     )
     result = training.run(network, task, options, output, options.resolved(language.TASK, config))
-    if result.best_metric is None:
-        raise TrainingError(
-            f"no epoch of {result.folder} had a finite dev loss.\n  Fix: a lower learning_rate."
-        )
-    best = result.folder / "best"
+    best, dev_nats = result.best("loss")
     served = language.LanguageModel.load(best)
     part, text = ("test", parts.test) if parts.test else ("dev", parts.dev)
     found = served.likelihood(text)
     if part == "test":
-        _note_test(best, found)
-    return Outcome(result.folder, best, result.best_metric, part, config.units, found)
+        outcome.note_test(best, f"{found.per_unit:.4f}")
+    return Outcome(result.folder, best, dev_nats, part, config.units, found)
 
 
 def _refuse_processes() -> None:
@@ -521,11 +494,3 @@ pipeline_tag: text-generation
 
 What it writes looks like its text and means nothing.
 """
-
-
-def _note_test(best: Path, found: language.Likelihood) -> None:
-    kept = files.read_folder(best)
-    lines = [line for line in kept[serving.CARD].decode().split("\n") if not line.startswith("| test |")]
-    row = next(i for i, line in enumerate(lines) if line.startswith("| dev (chose"))
-    lines.insert(row, f"| test | {found.per_unit:.4f} |")
-    files.write_folder(best, {**kept, serving.CARD: "\n".join(lines).encode()})

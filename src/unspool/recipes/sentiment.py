@@ -24,23 +24,15 @@ from torch import Tensor, nn
 
 from unspool import __version__, files, training
 from unspool import model as serving
-from unspool import nn as recurrent
 from unspool.data import batches, readers
 from unspool.data import vectors as pretrained
 from unspool.data.benchmarks import NAMES as BENCHMARKS
 from unspool.data.benchmarks import benchmark
-from unspool.errors import ConfigError, DataError, TrainingError
-from unspool.kernels import choose
+from unspool.errors import DataError
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy, accuracy
+from unspool.recipes import layers, outcome, rules
 from unspool.vocabulary import PAD, UNKNOWN, Vocabulary, words
-
-_LAYERS = {
-    "rnn_tanh": recurrent.RNN,
-    "rnn_relu": recurrent.RNN,
-    "lstm": recurrent.LSTM,
-    "gru": recurrent.GRU,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,36 +115,25 @@ class Config:
     """How much of each label's certainty is spread over the others."""
 
     def __post_init__(self) -> None:
-        for name, allowed, held in (
-            ("data", ", ".join(BENCHMARKS), self.train is not None or self.data in BENCHMARKS),
-            ("dev", "given only with train", self.train is not None or self.dev is None),
-            ("test", "given only with train", self.train is not None or self.test is None),
+        rules.check(
+            self,
+            rules.data(self, BENCHMARKS),
             ("fold", "0 to 9", 0 <= self.fold <= 9),
-            ("cell", ", ".join(_LAYERS), self.cell in _LAYERS),
-            ("pooling", ", ".join(serving.POOLINGS), self.pooling in serving.POOLINGS),
+            rules.one_of(self, "cell", layers.CELLS),
+            rules.one_of(self, "pooling", serving.POOLINGS),
             ("vector_words", "0 or more", self.vector_words >= 0),
             ("vector_scale", "above 0", self.vector_scale > 0),
             ("label_smoothing", "0 to 1", 0 <= self.label_smoothing <= 1),
-            *(
-                (name, "1 or more", getattr(self, name) >= 1)
-                for name in ("hidden_size", "num_layers", "embedding_size", "min_count", "max_length")
+            rules.positive(self, "hidden_size", "num_layers", "embedding_size", "min_count", "max_length"),
+            rules.shares(
+                self,
+                "word_dropout",
+                "embedding_dropout",
+                "layer_dropout",
+                "recurrent_dropout",
+                "output_dropout",
             ),
-            *(
-                (name, "at least 0 and below 1", 0 <= getattr(self, name) < 1)
-                for name in (
-                    "word_dropout",
-                    "embedding_dropout",
-                    "layer_dropout",
-                    "recurrent_dropout",
-                    "output_dropout",
-                )
-            ),
-        ):
-            if not held:
-                raise ConfigError(
-                    f"the option {name} is out of its range.\n"
-                    f"  Received: {getattr(self, name)}\n  Fix: {allowed}."
-                )
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,25 +223,15 @@ def encode(
 def build_vocabulary(
     config: Config, train: Sequence[readers.Example], *, quiet: bool = False
 ) -> tuple[Vocabulary, NDArray[np.float32] | None]:
-    """The words that the model will know, and the vectors that some of them start from.
-
-    Without vectors: the words that occur `min_count` times in the training texts.  With them, also all
-    others that occur there and have a vector, and the vectors' `vector_words` most frequent words,
-    so that words unseen in training can be read.
-    """
-    texts = [words(example.text) for example in train]
-    frequent = Vocabulary.build(texts, min_count=config.min_count, lowercase=True)
-    if config.vectors is None:
-        return frequent, None
-    seen = Vocabulary.build(texts, lowercase=True).tokens
-    common = pretrained.frequent_words(
-        config.vectors, config.vector_words, data_dir=config.data_dir, quiet=quiet
+    """The words that the model will know, and the vectors that some of them start from."""
+    return pretrained.vocabulary(
+        [words(example.text) for example in train],
+        config.min_count,
+        config.vectors,
+        config.vector_words,
+        data_dir=config.data_dir,
+        quiet=quiet,
     )
-    candidates = tuple(dict.fromkeys((*seen, *common)))
-    table, found = pretrained.vectors(config.vectors, candidates, data_dir=config.data_dir, quiet=quiet)
-    always = set(frequent.tokens)
-    kept = [i for i, token in enumerate(candidates) if found[i] or token in always]
-    return Vocabulary(tuple(candidates[i] for i in kept), True), table[kept]
 
 
 # ---- model
@@ -293,17 +264,17 @@ class Network(nn.Module):
                 has_one = table.any(1)
                 self.embedding.weight[has_one] = table[has_one]
         directions = 2 if config.bidirectional else 1
-        options: dict[str, Any] = {"bidirectional": config.bidirectional}
-        if config.cell == "rnn_relu":
-            options["nonlinearity"] = "relu"
         self.layers = nn.ModuleList(
-            _LAYERS[config.cell](
-                size if k == 0 else config.hidden_size * directions, config.hidden_size, **options
+            layers.build(
+                config.cell,
+                size if k == 0 else config.hidden_size * directions,
+                config.hidden_size,
+                bidirectional=config.bidirectional,
             )
             for k in range(config.num_layers)
         )
         for layer in self.layers:
-            _initialise(layer, config.hidden_size)
+            layers.initialise(layer, config.cell)
         pooled = config.hidden_size * directions * (2 if config.pooling == "mean-max" else 1)
         self.classifier = nn.Linear(pooled, classes)
         nn.init.zeros_(self.classifier.bias)
@@ -359,20 +330,6 @@ def pool(x: Tensor, lengths: Tensor, pooling: str, hidden_size: int) -> Tensor:
         last = x[(lengths - 1).clamp(min=0), torch.arange(batch, device=x.device)]
         parts.append(torch.where(some, torch.cat([last[:, :hidden_size], x[0, :, hidden_size:]], 1), 0.0))
     return torch.cat(parts, 1)
-
-
-def _initialise(layer: nn.Module, hidden_size: int) -> None:
-    for name, parameter in layer.named_parameters():
-        if "weight_hh" in name:
-            for gate in torch.split(parameter.data, hidden_size):
-                nn.init.orthogonal_(gate)
-        elif "weight_ih" in name:
-            for gate in torch.split(parameter.data, hidden_size):
-                nn.init.xavier_uniform_(gate)
-        else:
-            nn.init.zeros_(parameter)
-            if isinstance(layer, recurrent.LSTM) and "bias_ih" in name:
-                parameter.data[hidden_size : 2 * hidden_size] = 1
 
 
 # ---- loss and score
@@ -488,7 +445,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         loss=lambda network, share, noise: loss(config, network, share, noise),
         score=lambda network: score(parts[1], network),
         folder=lambda network, dev: folder_parts(network, description, vocabulary, config, options, dev),
-        kernels=choose("float32").describe(),
+        kernels=layers.described("unspool"),
     )
     result = training.run(network, task, options, output, options.resolved("sentiment", config))
     return measure(splits, result)
@@ -521,14 +478,9 @@ def folder_parts(
     dev: training.Score | None,
 ) -> dict[str, bytes]:
     """The files of a model folder."""
-    tensors = training.weights(network)
     measured = "" if dev is None else f"{dev.metric:.4f}"
-    return {
-        serving.CONFIG: serving.config_text(description.as_config(), tensors, __version__),
-        serving.VOCABULARY: vocabulary.to_bytes(),
-        files.WEIGHTS: files.pack(tensors),
-        serving.CARD: card(description, config, options, measured).encode(),
-    }
+    text = card(description, config, options, measured)
+    return outcome.folder(training.weights(network), description, {serving.VOCABULARY: vocabulary}, text)
 
 
 def card(
@@ -570,12 +522,7 @@ def measure(splits: readers.Splits, result: training.Result) -> Outcome | None:
     """
     if not training.first_rank():
         return None
-    if result.best_metric is None:
-        raise TrainingError(
-            f"no epoch of {result.folder} had a finite dev accuracy.\n"
-            f"  Fix: a lower learning_rate, and look at the data."
-        )
-    best = result.folder / "best"
+    best, dev = result.best("accuracy")
     part, examples = ("test", splits.test) if splits.test else ("dev", splits.dev)
     model = serving.Model.load(best)
     answers = model.predict([example.text for example in examples])
@@ -586,10 +533,5 @@ def measure(splits: readers.Splits, result: training.Result) -> Outcome | None:
     files.write_file(result.folder / f"predictions-{part}.jsonl", ("\n".join(lines) + "\n").encode())
     measured = Accuracy.of([answer["label"] for answer in answers], [e.label for e in examples])
     if part == "test":
-        parts = files.read_folder(best)
-        # A finished run that is resumed comes here again: its card has the row already.
-        lines = [line for line in parts[serving.CARD].decode().split("\n") if not line.startswith("| test |")]
-        row = next(i for i, line in enumerate(lines) if line.startswith("| dev (chose"))
-        lines.insert(row, f"| test | {measured.value:.4f} ({measured.interval_text}) |")
-        files.write_folder(best, {**parts, serving.CARD: "\n".join(lines).encode()})
-    return Outcome(result.folder, best, result.best_metric, part, measured)
+        outcome.note_test(best, f"{measured.value:.4f} ({measured.interval_text})")
+    return Outcome(result.folder, best, dev, part, measured)

@@ -10,6 +10,7 @@ and 95.4 % (Stanza 1.0, raw text, with vectors); F1 94.46 on CoNLL-2000 (Huang, 
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,25 +20,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from unspool import __version__, crf, files, tagger, training
 from unspool import model as serving
-from unspool import nn as recurrent
 from unspool.data import batches, conll, schemes, tagged
 from unspool.data import vectors as pretrained
 from unspool.data.conll import Sentence
-from unspool.errors import ConfigError, DataError, TrainingError
-from unspool.kernels import choose
+from unspool.errors import DataError
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy, SpanScore
+from unspool.recipes import layers, outcome, rules
 from unspool.vocabulary import PAD, UNKNOWN, Vocabulary
-
-_CELLS = {
-    "lstm": (recurrent.LSTM, nn.LSTM),
-    "gru": (recurrent.GRU, nn.GRU),
-    "rnn_tanh": (recurrent.RNN, nn.RNN),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,40 +101,26 @@ class Config:
     """Whose recurrent layers train: ours, or torch.nn's on packed sequences, to compare their speed."""
 
     def __post_init__(self) -> None:
-        for name, allowed, held in (
-            ("data", ", ".join(tagged.BENCHMARKS), self.train is not None or self.data in tagged.BENCHMARKS),
-            ("dev", "given only with train", self.train is not None or self.dev is None),
-            ("test", "given only with train", self.train is not None or self.test is None),
-            ("column", ", ".join(conll.COLUMNS[2:]), self.column in conll.COLUMNS[2:]),
-            ("cell", ", ".join(_CELLS), self.cell in _CELLS),
-            ("layers", "unspool or torch", self.layers in ("unspool", "torch")),
-            (
-                "recurrent_dropout",
-                "0 with layers torch",
-                self.layers == "unspool" or not self.recurrent_dropout,
-            ),
+        own_layers = self.layers == "unspool"
+        rules.check(
+            self,
+            rules.data(self, tagged.BENCHMARKS),
+            rules.one_of(self, "column", conll.COLUMNS[2:]),
+            rules.one_of(self, "cell", ("lstm", "gru", "rnn_tanh")),
+            rules.one_of(self, "layers", layers.WHOSE),
+            ("recurrent_dropout", "0 with layers torch", own_layers or not self.recurrent_dropout),
             ("vector_words", "0 or more", self.vector_words >= 0),
-            *(
-                (name, "1 or more", getattr(self, name) >= 1)
-                for name in (
-                    "hidden_size",
-                    "num_layers",
-                    "word_size",
-                    "letter_size",
-                    "letter_hidden_size",
-                    "min_count",
-                )
+            rules.positive(
+                self,
+                "hidden_size",
+                "num_layers",
+                "word_size",
+                "letter_size",
+                "letter_hidden_size",
+                "min_count",
             ),
-            *(
-                (name, "at least 0 and below 1", 0 <= getattr(self, name) < 1)
-                for name in ("word_dropout", "input_dropout", "layer_dropout", "recurrent_dropout")
-            ),
-        ):
-            if not held:
-                raise ConfigError(
-                    f"the option {name} is out of its range.\n"
-                    f"  Received: {getattr(self, name)}\n  Fix: {allowed}."
-                )
+            rules.shares(self, "word_dropout", "input_dropout", "layer_dropout", "recurrent_dropout"),
+        )
 
     @property
     def format(self) -> conll.Format:
@@ -249,19 +228,15 @@ def build_vocabulary(
 ) -> tuple[Vocabulary, Vocabulary, NDArray[np.float32] | None]:
     """The words and letters that the tagger will know, and the vectors that some words start from."""
     letters = Vocabulary.build([list(word) for sentence in train for word in sentence.words], lowercase=False)
-    texts = [[word.lower() for word in sentence.words] for sentence in train]
-    frequent = Vocabulary.build(texts, min_count=config.min_count, lowercase=True)
-    if config.vectors is None:
-        return frequent, letters, None
-    seen = Vocabulary.build(texts, lowercase=True).tokens
-    common = pretrained.frequent_words(
-        config.vectors, config.vector_words, data_dir=config.data_dir, quiet=quiet
+    words, table = pretrained.vocabulary(
+        [[word.lower() for word in sentence.words] for sentence in train],
+        config.min_count,
+        config.vectors,
+        config.vector_words,
+        data_dir=config.data_dir,
+        quiet=quiet,
     )
-    candidates = tuple(dict.fromkeys((*seen, *common)))
-    table, found = pretrained.vectors(config.vectors, candidates, data_dir=config.data_dir, quiet=quiet)
-    always = set(frequent.tokens)
-    kept = [i for i, token in enumerate(candidates) if found[i] or token in always]
-    return Vocabulary(tuple(candidates[i] for i in kept), True), letters, table[kept]
+    return words, letters, table
 
 
 # ---- model
@@ -291,15 +266,15 @@ class Network(nn.Module):
                 has_one = table.any(1)
                 self.words.weight[has_one] = table[has_one]
         self.letters = nn.Embedding(letters, config.letter_size, padding_idx=PAD)
-        layer: Any = _CELLS[config.cell][config.layers == "torch"]
-        self.spelling = layer(config.letter_size, config.letter_hidden_size, bidirectional=True)
+        layer = functools.partial(layers.build, config.cell, bidirectional=True, whose=config.layers)
+        self.spelling = layer(config.letter_size, config.letter_hidden_size)
         width = size + 2 * config.letter_hidden_size
         self.layers = nn.ModuleList(
-            layer(width if k == 0 else 2 * config.hidden_size, config.hidden_size, bidirectional=True)
+            layer(width if k == 0 else 2 * config.hidden_size, config.hidden_size)
             for k in range(config.num_layers)
         )
         for module in (self.spelling, *self.layers):
-            _initialise(module, config.cell)
+            layers.initialise(module, config.cell)
         self.emissions = nn.Linear(2 * config.hidden_size, labels)
         nn.init.zeros_(self.emissions.bias)
         self.transitions = nn.Parameter(torch.zeros(labels, labels))
@@ -338,7 +313,7 @@ class Network(nn.Module):
             mask = None
             if noise is not None and config.recurrent_dropout:
                 mask = noise.keep(config.recurrent_dropout, 2, config.hidden_size).transpose(0, 1)
-            x = self._run(layer, x, given.lengths, mask)
+            x, _ = layers.read(layer, x, given.lengths, mask)
         if noise is not None and config.layer_dropout:
             x = x * noise.keep(config.layer_dropout, x.size(2))
         emissions: Tensor = self.emissions(x)
@@ -350,35 +325,8 @@ class Network(nn.Module):
 
     def _spell(self, given: "Share") -> Tensor:
         """The N words by their letters: the last state of each direction, side by side."""
-        x = self.letters(given.letters.T)
-        if self.config.layers == "torch":
-            packed = pack_padded_sequence(x, given.letter_lengths.clamp(min=1).cpu(), enforce_sorted=False)
-            _, final = self.spelling(packed)
-        else:
-            _, final = self.spelling(x, lengths=given.letter_lengths)
-        hidden = final[0] if isinstance(final, tuple) else final
+        _, hidden = layers.read(self.spelling, self.letters(given.letters.T), given.letter_lengths)
         return torch.cat([hidden[0], hidden[1]], 1)
-
-    def _run(self, layer: nn.Module, x: Tensor, lengths: Tensor, mask: Tensor | None) -> Tensor:
-        if self.config.layers == "torch":
-            packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
-            out, _ = pad_packed_sequence(layer(packed)[0], total_length=len(x))
-            return out
-        out, _ = layer(x, lengths=lengths, recurrent_mask=mask)
-        return out  # type: ignore[no-any-return]
-
-
-def _initialise(layer: nn.Module, cell: str) -> None:
-    """Recurrent weights orthogonal, input weights by Glorot, biases 0 but the forget gate's 1."""
-    for name, parameter in layer.named_parameters():
-        hidden = parameter.shape[0] // len(Cell(cell).gates)
-        if "weight" in name:
-            for gate in torch.split(parameter.data, hidden):
-                (nn.init.orthogonal_ if "_hh_" in name else nn.init.xavier_uniform_)(gate)
-        else:
-            nn.init.zeros_(parameter)
-            if cell == "lstm" and "bias_ih" in name:
-                parameter.data[hidden : 2 * hidden] = 1
 
 
 # ---- loss and score
@@ -530,12 +478,14 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         share=lambda rows, first, stop: _of_batch(learned, rows, first, stop, words, letters),
         loss=loss,
         score=lambda network: score(dev, labels, network, words, letters),
-        folder=lambda network, dev_score: {
-            **_tables(network, description, words, letters),
-            serving.CARD: card(description, config, options, metric, dev_score).encode(),
-        },
+        folder=lambda network, dev_score: outcome.folder(
+            training.weights(network),
+            description,
+            {serving.VOCABULARY: words, tagger.LETTERS: letters},
+            card(description, config, options, metric, dev_score),
+        ),
         metric=metric,
-        kernels=choose("float32").describe() if config.layers == "unspool" else "torch",
+        kernels=layers.described(config.layers),
     )
     result = training.run(network, task, options, output, options.resolved(tagger.TASK, config))
     return _measured(parts, result, metric)
@@ -555,19 +505,6 @@ def _of_batch(
         spelled=pad(share.spelled, (0, missing)),
         labels=pad(share.labels, (0, missing)),
     )
-
-
-def _tables(
-    network: nn.Module, description: tagger.Description, words: Vocabulary, letters: Vocabulary
-) -> dict[str, bytes]:
-    """The files of a model folder, but for its card."""
-    tensors = training.weights(network)
-    return {
-        serving.CONFIG: serving.config_text(description.as_config(), tensors, __version__),
-        serving.VOCABULARY: words.to_bytes(),
-        tagger.LETTERS: letters.to_bytes(),
-        files.WEIGHTS: files.pack(tensors),
-    }
 
 
 def card(
@@ -614,12 +551,7 @@ def _measured(parts: tagged.Parts, result: training.Result, metric: str) -> Outc
     """
     if not training.first_rank():
         return None
-    if result.best_metric is None:
-        raise TrainingError(
-            f"no epoch of {result.folder} had a finite dev {metric}.\n"
-            f"  Fix: a lower learning_rate, and look at the data."
-        )
-    best = result.folder / "best"
+    best, dev = result.best(metric)
     part, sentences = ("test", parts.test) if parts.test else ("dev", parts.dev)
     served = tagger.Tagger.load(best)
     answers = served.predict([sentence.words for sentence in sentences])
@@ -632,9 +564,5 @@ def _measured(parts: tagged.Parts, result: training.Result, metric: str) -> Outc
     files.write_file(result.folder / f"predictions-{part}.{ending}", text.encode())
     found = measure([s.labels for s in sentences], answers, spans=d.scheme != "none")
     if part == "test":
-        kept = files.read_folder(best)
-        lines = [line for line in kept[serving.CARD].decode().split("\n") if not line.startswith("| test |")]
-        row = next(i for i, line in enumerate(lines) if line.startswith("| dev (chose"))
-        lines.insert(row, f"| test | {found.value:.4f} |")
-        files.write_folder(best, {**kept, serving.CARD: "\n".join(lines).encode()})
-    return Outcome(result.folder, best, metric, result.best_metric, part, found)
+        outcome.note_test(best, f"{found.value:.4f}")
+    return Outcome(result.folder, best, metric, dev, part, found)
