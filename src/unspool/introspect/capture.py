@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 
 from unspool import files
 from unspool.errors import InputError
-from unspool.introspect.stack import Numbers, numbers
-from unspool.kernels.contract import Cell, Flow, Gate, Trace
+from unspool.introspect.stack import Numbers, Pass, numbers
+from unspool.introspect.tables import Shown, by_column
+from unspool.kernels.contract import Cell, Flow, Gate, State, Trace
 
 _WHAT = "capture"
 _VERSION = 1
 
 
-@dataclasses.dataclass(eq=False)
-class Reading:
+@dataclasses.dataclass(eq=False, repr=False)
+class Reading(Shown):
     """One call of one module: its layers' inputs, traces and, once a gradient has passed, flows.
 
     Attributes:
@@ -34,6 +35,11 @@ class Reading:
         inputs: (T, B, I) what each layer read.
         traces: one a layer, (T, B, D, …), time first whatever the module's batch_first.
         flows: one a layer; None where no gradient has come through yet.
+        starts: one a layer, the state before the first step; None for zeros.
+        resets: (T, B) cuts; None where there were none.
+        masks: one a layer, (D, B, H) of recurrent dropout, or None.
+
+    The last three are not written to files.
     """
 
     cell: Cell
@@ -41,11 +47,52 @@ class Reading:
     inputs: list[Numbers] = dataclasses.field(default_factory=list)
     traces: list[Trace] = dataclasses.field(default_factory=list)
     flows: list[Flow | None] = dataclasses.field(default_factory=list)
+    starts: list[State | None] = dataclasses.field(default_factory=list)
+    resets: Numbers | None = None
+    masks: list[Numbers | None] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of(cls, cell: Cell, run: Pass) -> "Reading":
+        """A layer's own run, as a captured one would be."""
+        return cls(cell, run.lengths, list(run.inputs), list(run.traces), [None] * len(run.traces))
+
+    def run(self) -> Pass:
+        """The call as `stack` takes runs; without final states."""
+        traces = tuple(self.traces)
+        starts, masks = tuple(self.starts), tuple(self.masks)
+        return Pass(tuple(self.inputs), traces, (), self.lengths, starts, self.resets, masks)
 
     @property
     def directions(self) -> int:
         """D."""
         return int(self.traces[0].hidden.shape[2])
+
+    def title(self) -> str:
+        steps, batch, directions, size = self.traces[-1].hidden.shape
+        flow = "with" if all(f is not None for f in self.flows) else "without"
+        return (
+            f"{self.cell.value}, {len(self.traces)} × {directions} directions of {size}, "
+            f"{steps} steps × {batch}, {flow} gradients"
+        )
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The mean of each gate, and the mean size of each state, by layer, direction and step."""
+        return by_column(
+            row for k in range(len(self.traces)) for d in range(self.directions) for row in self._rows(k, d)
+        )
+
+    def _rows(self, k: int, d: int) -> Iterator[dict[str, Any]]:
+        trace = self.traces[k]
+        live = np.arange(len(trace.hidden))[:, None] < self.lengths
+        for t, real in enumerate(live):
+            row: dict[str, Any] = {"layer": k, "direction": ("forward", "reverse")[d], "step": t}
+            for g, gate in enumerate(self.cell.gates):
+                values = trace.gates[t, :, d, g][real]
+                row[gate.value] = float((np.abs(values) if gate is Gate.CANDIDATE else values).mean())
+            for name in ("hidden", *(["cell"] if trace.cell is not None else [])):
+                row[f"|{name}|"] = float(np.abs(getattr(trace, name)[t, :, d][real]).mean())
+            if real.any():
+                yield row
 
     def trace(self, layer: int = -1, direction: int = 0) -> Trace:
         """A layer's trace.
@@ -85,7 +132,7 @@ class Reading:
         return self.trace(layer, direction).hidden[:, :, direction]  # type: ignore[no-any-return]
 
 
-class Capture:
+class Capture(Shown):
     """All that the recurrent layers of a model computed while it was captured, by the modules' names."""
 
     def __init__(self, readings: dict[str, list[Reading]]) -> None:
@@ -113,20 +160,27 @@ class Capture:
             )
         return self.readings[name][-1]
 
+    def title(self) -> str:
+        many = "layer" if len(self.names) == 1 else "layers"
+        return f"{len(self.names)} recurrent {many} captured"
+
+    def columns(self) -> dict[str, list[Any]]:
+        """What each module last ran."""
+        return by_column(
+            {
+                "module": name or "(the model itself)",
+                "calls": len(calls),
+                "last": calls[-1].title() if calls else "has not run",
+            }
+            for name, calls in self.readings.items()
+        )
+
     def __str__(self) -> str:
-        lines = []
-        for name, calls in self.readings.items():
-            said = "has not run"
-            if calls:
-                last = calls[-1]
-                steps, batch, directions, size = last.traces[-1].hidden.shape
-                flow = "with" if all(f is not None for f in last.flows) else "without"
-                said = (
-                    f"{last.cell.value}, {len(last.traces)} × {directions} directions of {size}, "
-                    f"{steps} steps × {batch}, {flow} gradients, calls {len(calls)}"
-                )
-            lines.append(f"{name or '(the model itself)'}: {said}")
-        return "\n".join(lines)
+        found = self.columns()
+        return "\n".join(
+            f"{name}: {last}, calls {calls}" if calls else f"{name}: {last}"
+            for name, calls, last in zip(*found.values(), strict=True)
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write each module's latest call as one safetensors file; `load` reads it without torch.
@@ -184,24 +238,39 @@ class _Tap:
     def __init__(self, calls: list[Reading]) -> None:
         self._calls = calls
 
-    def ran(self, cell: Cell, k: int, x: Any, trace: Trace, lengths: Any) -> tuple[Reading, int]:
-        """Keep a layer's trace; k is 0 where a call begins.  The result is handed back with the flow."""
+    def ran(self, run: Any, x: Any, state: State, trace: Trace) -> tuple[Reading, int]:
+        """Keep a layer's trace; `run.level` is 0 where a call begins.  The result is handed back with the flow.
+
+        Args:
+            run: what the layer was told: cell, level, lengths, resets, mask.
+            x: (T, B, I) what it read.
+            state: the state before the first step, of None for zeros.
+            trace: what the kernels kept.
+        """
         steps, batch = trace.hidden.shape[:2]
-        if k == 0:
+        if run.level == 0:
             full = np.full(batch, steps, np.int64)
-            self._calls.append(Reading(cell, full if lengths is None else numbers(lengths).copy()))
+            self._calls.append(Reading(run.cell, full if run.lengths is None else numbers(run.lengths).copy()))
+            self._calls[-1].resets = _copied(run.resets)
         reading = self._calls[-1]
+        entered = None if state.hidden is None else State(_copied(state.hidden), _copied(state.cell))
+        reading.starts.append(entered)
+        reading.masks.append(_copied(run.recurrent_mask))
         # The hidden states are the layer's output, on which the caller may write.
         kept = trace._replace(hidden=numbers(trace.hidden).copy())
         reading.inputs.append(numbers(x).copy())
         reading.traces.append(Trace(*(None if a is None else numbers(a) for a in kept)))
         reading.flows.append(None)
-        return reading, k
+        return reading, run.level
 
     def flowed(self, place: tuple[Reading, int], flow: Flow) -> None:
         """Keep a layer's flow."""
         reading, k = place
         reading.flows[k] = Flow(*(None if a is None else numbers(a) for a in flow))
+
+
+def _copied(given: Any) -> Any:
+    return None if given is None else numbers(given).copy()
 
 
 @contextlib.contextmanager

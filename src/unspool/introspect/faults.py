@@ -106,7 +106,7 @@ def locate_captured(
             stack = stacks.of(modules[name])
             fault = _weight_fault(stack)
             for reading in calls:
-                ran = Pass(tuple(reading.inputs), tuple(reading.traces), (), reading.lengths)
+                ran = reading.run()
                 if len(ran.traces) != stack.layers or reading.cell is not stack.cell:
                     raise InputError(
                         f"this is the capture of another model.\n  Received: {len(ran.traces)} layers of "

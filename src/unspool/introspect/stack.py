@@ -20,6 +20,8 @@ from unspool.model import Model, side_by_side
 
 Numbers = NDArray[Any]
 
+_CELLS = {"RNN_TANH": Cell.RNN_TANH, "RNN_RELU": Cell.RNN_RELU, "LSTM": Cell.LSTM, "GRU": Cell.GRU}
+
 
 class Pass(NamedTuple):
     """A forward pass through all layers."""
@@ -28,6 +30,10 @@ class Pass(NamedTuple):
     traces: tuple[Trace, ...]
     finals: tuple[State, ...]
     lengths: NDArray[np.int64]  # (B,)
+    starts: tuple[State | None, ...] = ()  # what each layer entered the first step with; empty: zeros
+    resets: Numbers | None = None  # (T, B) cuts
+    masks: tuple[Numbers | None, ...] = ()  # (D, B, H) of recurrent dropout, one a layer; empty: none
+    output: Any = None  # of a whole model: what it returned
 
 
 class Stack(NamedTuple):
@@ -123,23 +129,54 @@ class Stack(NamedTuple):
             )
         return layer % self.layers
 
-    def before(self, ran: Pass, layer: int, direction: int) -> tuple[Numbers, Numbers | None]:
-        """The hidden and cell state that each step entered with: (T, B, H) each, zeros at the first."""
-        trace = ran.traces[layer]
-        entered: list[Numbers | None] = []
-        for part in (trace.hidden, trace.cell):
-            if part is None:
-                entered.append(None)
-                continue
-            shifted = np.zeros_like(part[:, :, direction])
-            if direction == 0:
-                shifted[1:] = part[:-1, :, 0]
-            else:
-                shifted[:-1] = part[1:, :, 1]
-                # Past a sequence's end the trace is 0, which is what its last step enters with.
-            entered.append(shifted)
-        assert entered[0] is not None
-        return entered[0], entered[1]
+    def before(self, ran: Pass, layer: int, direction: int) -> Numbers:
+        """The hidden state that each step entered the recurrent weights with: (T, B, H)."""
+        hidden = ran.traces[layer].hidden
+        shifted = np.zeros_like(hidden[:, :, direction])
+        start = ran.starts[layer] if layer < len(ran.starts) else None
+        if direction == 0:
+            shifted[1:] = hidden[:-1, :, 0]
+            if start is not None and len(shifted):
+                shifted[0] = start.hidden[0]
+            if ran.resets is not None:
+                shifted[ran.resets] = 0
+        else:
+            shifted[:-1] = hidden[1:, :, 1]
+            # Past a sequence's end the trace is 0, which is what its last step enters with.
+            if start is not None:
+                rows = np.flatnonzero(ran.lengths > 0)
+                shifted[ran.lengths[rows] - 1, rows] = start.hidden[1][rows]
+            if ran.resets is not None:
+                shifted[:-1][ran.resets[1:]] = 0
+        mask = ran.masks[layer] if layer < len(ran.masks) else None
+        return shifted if mask is None else shifted * mask[direction]
+
+
+def is_layer(given: Any) -> bool:
+    """Whether this is a recurrent layer of unspool.nn or torch.nn."""
+    return str(getattr(given, "mode", "")) in _CELLS and hasattr(given, "weight_hh_l0")
+
+
+def entered(stack: Stack, given: Any, x: Any, lengths: Any) -> tuple[Numbers, bool, Any]:
+    """What a layer reads: (T, B, I), whether it came without a batch axis, and the lengths.
+
+    A `Model` reads texts too, a single one or a list.
+
+    Raises:
+        InputError: the input does not fit, a text has no words, or lengths go with texts.
+    """
+    texts = [x] if isinstance(x, str) else x
+    if isinstance(given, Model) and isinstance(texts, list | tuple) and texts and isinstance(texts[0], str):
+        encoded = given.encode(list(texts))
+        if lengths is not None or (encoded.lengths == 0).any():
+            received = "lengths" if lengths is not None else "a text without words"
+            raise InputError(
+                f"texts have lengths of their own, of a word or more.\n  Received: {received}.\n"
+                f"  Fix: pass sentences, and no lengths."
+            )
+        return given.embed(encoded.tokens), isinstance(x, str), encoded.lengths
+    array, alone = stack.read(x)
+    return array, alone, lengths
 
 
 def of(layer: Any, kernels: str = "auto") -> Stack:
@@ -163,17 +200,14 @@ def of(layer: Any, kernels: str = "auto") -> Stack:
 
 def _of_torch(layer: Any) -> tuple[Cell, tuple[tuple[Weights, ...], ...], bool]:
     """Read the parameters of an nn layer by torch's names."""
-    mode = str(getattr(layer, "mode", ""))
-    cells = {"RNN_TANH": Cell.RNN_TANH, "RNN_RELU": Cell.RNN_RELU, "LSTM": Cell.LSTM, "GRU": Cell.GRU}
-    if mode not in cells or not hasattr(layer, "weight_ih_l0"):
+    if not is_layer(layer):
         raise InputError(
             f"this is no recurrent layer.\n  Received: {type(layer).__name__}.\n"
-            f"  Fix: pass an RNN, LSTM or GRU of unspool.nn or torch.nn, or a Model; "
-            f"for a whole torch model, unspool.capture(model)."
+            f"  Fix: pass an RNN, LSTM or GRU of unspool.nn or torch.nn, or a Model."
         )
     if getattr(layer, "proj_size", 0):
         raise InputError("a projected LSTM cannot be looked at yet.\n  Received: proj_size above 0.")
-    cell = cells[mode]
+    cell = _CELLS[str(layer.mode)]
     suffixes = ("", "_reverse") if layer.bidirectional else ("",)
     found = []
     for k in range(layer.num_layers):

@@ -66,7 +66,7 @@ def layer(
         return _Layer.apply(run, *it.given, *run.options)  # type: ignore[no-any-return, no-untyped-call]
     if run.tap is not None:
         trace, final = running.forward(running.prepare(it), it)
-        run.tap.ran(run.cell, run.level, x, trace, run.lengths)
+        run.tap.ran(run, x, State(hidden, cell), trace)
         return trace.hidden, final.hidden, final.cell
     return running.infer(running.prepare(it), it)
 
@@ -101,7 +101,7 @@ class _Layer(torch.autograd.Function):
         trace, final = running.forward(ctx.running, it)
         ctx.cell, ctx.kernels, ctx.tap = run.cell, run.kernels, run.tap
         if run.tap is not None:
-            ctx.place = run.tap.ran(run.cell, run.level, it.x, trace, run.lengths)
+            ctx.place = run.tap.ran(run, it.x, State(*it.states()[:2]), trace)
         ctx.set_materialize_grads(False)
         # All that backward reads is saved, the weights too: autograd then sees what was changed in place.
         ctx.save_for_backward(*tensors, *trace)
