@@ -250,7 +250,9 @@ class _Tap:
         steps, batch = trace.hidden.shape[:2]
         if run.level == 0:
             full = np.full(batch, steps, np.int64)
-            self._calls.append(Reading(run.cell, full if run.lengths is None else numbers(run.lengths).copy()))
+            self._calls.append(
+                Reading(run.cell, full if run.lengths is None else numbers(run.lengths).copy())
+            )
             self._calls[-1].resets = _copied(run.resets)
         reading = self._calls[-1]
         entered = None if state.hidden is None else State(_copied(state.hidden), _copied(state.cell))

@@ -10,21 +10,24 @@ import numpy as np
 
 from unspool.errors import InputError
 from unspool.introspect import stack as stacks
+from unspool.introspect import whole
 from unspool.introspect.capture import Capture
 from unspool.introspect.stack import Numbers, Pass, Stack
-from unspool.kernels.contract import Cell, Gate
+from unspool.introspect.tables import Shown, html
+from unspool.kernels.contract import Cell, Flow, Gate
 
 LARGE = 1e6
 _GATED = (Cell.LSTM, Cell.GRU)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fault:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Fault(Shown):
     """The first bad value, in the order in which the layers compute.
 
     Attributes:
         kind: "not finite", "exploding" or "saturated".
-        what: the input, a gate's name, the cell state, the hidden state, or a weight's name.
+        what: the input, a gate's name, the cell state, the hidden state, a weight's name, or the gradient of one
+            of these.
         layer, direction, step, sample, unit: where; None where a weight itself is bad.
         value: the value.
         norms: the size of the sample's hidden state over the last steps before, the latest last.
@@ -44,13 +47,25 @@ class Fault:
     spectral_norm: float
     module: str = ""
 
-    def __str__(self) -> str:
+    def title(self) -> str:
         reading = ("forward", "reverse")[self.direction]
         place = "" if self.step is None else f", step {self.step}, sample {self.sample}, unit {self.unit}"
         module = f"{self.module}, " if self.module else ""
+        return f"{self.kind}: {self.what} is {self.value:g} in {module}layer {self.layer}, {reading}{place}"
+
+    def columns(self) -> dict[str, list[Any]]:
+        """One row: every attribute; of the norms the latest."""
+        found = {field.name: [getattr(self, field.name)] for field in dataclasses.fields(self)}
+        return {**found, "norms": [float(self.norms[-1]) if len(self.norms) else None]}
+
+    def _repr_html_(self) -> str:
+        row = {name: column[0] for name, column in self.columns().items()}
+        return html(self.title(), {"": list(row), " ": list(row.values())})
+
+    def __str__(self) -> str:
         before = ", ".join(f"{norm:.3g}" for norm in self.norms) or "none: it is the first step read"
         return (
-            f"{self.kind}: {self.what} is {self.value:g} in {module}layer {self.layer}, {reading}{place}\n"
+            f"{self.title()}\n"
             f"  hidden state's size over the steps before: {before}\n"
             f"  recurrent weights' largest singular value: {self.spectral_norm:.4g}"
         )
@@ -59,10 +74,11 @@ class Fault:
 def locate(
     layer: Any, x: Any, *, lengths: Any = None, saturated: bool = False, large: float = LARGE
 ) -> Fault | None:
-    """Find the first value that is not finite, or too large, in the order in which a layer computes.
+    """Find the first value that is not finite, or too large, in the order in which the layers compute.
 
     Args:
-        layer, x, lengths: as for `gradient_terms`.
+        layer, x, lengths: as for `gradient_terms`.  x may be a capture of the model, or a run that `patch`
+            made of the layer.
         saturated: also look for a gate that is at one end for a whole sequence.
         large: a state of this size counts as exploding.
 
@@ -72,17 +88,28 @@ def locate(
     Raises:
         InputError: an argument does not fit.
     """
+    if isinstance(x, Capture):
+        return locate_captured(layer, x, saturated=saturated, large=large)
+    if whole.is_whole(layer):
+        return locate_captured(layer, whole.ran(layer, x, lengths), saturated=saturated, large=large)
     stack = stacks.of(layer)
-    array, _ = stack.read(x)
     with np.errstate(all="ignore"):
         fault = _weight_fault(stack)
-        return fault or _first(stack, stack.forward(array, lengths), saturated, large)
+        if fault is not None:
+            return fault
+        if not isinstance(x, Pass):
+            array, _, lengths = stacks.entered(stack, layer, x, lengths)
+            x = stack.forward(array, lengths)
+        return _first(stack, x, saturated, large)
 
 
 def locate_captured(
     model: Any, taken: Capture, *, saturated: bool = False, large: float = LARGE
 ) -> Fault | None:
     """Find the first bad value in what a model's recurrent layers computed under `capture`.
+
+    Where all states are sound and a gradient has passed, the gradients are looked at in the order in which the
+    backward pass computes them: the last module first, and its top layer, and the last step read.
 
     Args:
         model: the model that was captured; its weights are read as they are now.
@@ -115,7 +142,38 @@ def locate_captured(
                 fault = fault or _first(stack, ran, saturated, large)
         if fault is not None:
             return dataclasses.replace(fault, module=name)
+    for name, calls in reversed(taken.readings.items()):
+        for reading in reversed(calls):
+            for k in reversed(range(len(reading.flows))):
+                flow = reading.flows[k]
+                found = flow and _flow_fault(stacks.of(modules[name]), reading.run(), flow, k)
+                if found:
+                    return dataclasses.replace(found, module=name)
     return None
+
+
+def _flow_fault(stack: Stack, ran: Pass, flow: Flow, k: int) -> Fault | None:
+    """The first gradient that is not finite: of states before pre-activations."""
+    parts = {"the hidden state": flow.d_hidden, "the cell state": flow.d_cell}
+    parts |= {f"the {gate.value}'s pre-activation": flow.d_preactivation[:, :, :, g]
+              for g, gate in enumerate(stack.cell.gates)}  # fmt: skip
+    live = np.arange(len(flow.d_hidden))[:, None] < ran.lengths
+    found: list[tuple[int, int, int, int, int, str]] = []
+    for rank, (name, values) in enumerate(parts.items()):
+        if values is None:
+            continue
+        for t, b, d in np.argwhere((~np.isfinite(values) & live[:, :, None, None]).any(3)):
+            behind = int(ran.lengths[b] - 1 - t) if d == 0 else int(t)  # steps that the pass took before it
+            unit = int((~np.isfinite(values[t, b, d])).argmax())
+            found.append((behind, rank, int(b), int(d), unit, name))
+    if not found:
+        return None
+    behind, _, b, d, unit, name = min(found)
+    t = int(ran.lengths[b]) - 1 - behind if d == 0 else behind
+    part = parts[name]
+    assert part is not None
+    value = float(part[t, b, d, unit])
+    return _fault(stack, ran, k, d, t, b, unit, "not finite", f"the gradient of {name}", value)
 
 
 def _weight_fault(stack: Stack) -> Fault | None:

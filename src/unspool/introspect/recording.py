@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 from unspool import files
 from unspool.errors import InputError
+from unspool.introspect import stack as stacks
+from unspool.introspect import whole
+from unspool.introspect.capture import Capture, Reading
+from unspool.introspect.tables import Shown, lines
 from unspool.kernels.contract import Cell, Gate, Trace
 from unspool.model import Floats, Model
 from unspool.vocabulary import words
@@ -21,8 +25,8 @@ _WHAT = "recording"
 _VERSION = 1
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Recording:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Recording(Shown):
     """Everything that the layers of a model computed while they read one text.
 
     Step t is word t in both directions: reverse runs are stored in reading order.
@@ -36,6 +40,36 @@ class Recording:
     @property
     def directions(self) -> int:
         return int(self.traces[0].hidden.shape[2])
+
+    def title(self) -> str:
+        size = self.traces[0].hidden.shape[3]
+        return (
+            f"{len(self.words)} words through {len(self.traces)} × {self.cell.value} of {size}, "
+            f"{self.directions} {'directions' if self.directions == 2 else 'direction'}"
+        )
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The words, whether they are known, and the mean of each gate and size of each state by layer."""
+        found: dict[str, list[Any]] = {"word": list(self.words), "known": list(self.known)}
+        for k in range(len(self.traces)):
+            for d in range(self.directions):
+                place = f"{k} {('forward', 'reverse')[d]}"
+                for gate in self.cell.gates:
+                    values = self.gate(gate, layer=k, direction=d)
+                    sizes = np.abs(values) if gate is Gate.CANDIDATE else values
+                    found[f"{gate.value} {place}"] = [float(mean) for mean in sizes.mean(1)]
+                states = {"|h|": self.hidden(layer=k, direction=d)}
+                if self.cell.has_cell_state:
+                    states["|c|"] = self.cell_state(layer=k, direction=d)
+                for name, state in states.items():
+                    found[f"{name} {place}"] = [float(mean) for mean in np.abs(state).mean(1)]
+        return found
+
+    def __str__(self) -> str:
+        top = len(self.traces) - 1
+        shown = {name: column for name, column in self.columns().items() if f" {top} " in f"{name} "}
+        named = {name.replace(f" {top} ", " ", 1): column for name, column in shown.items()}
+        return "\n".join([f"{self.title()}; the top layer:", *lines({"word": self.words, **named})])
 
     def gate(self, gate: Gate, *, layer: int = -1, direction: int = 0) -> Floats:
         """One activated gate of one layer and direction: (T, H).
@@ -115,12 +149,35 @@ class Recording:
             raise files.not_a(_WHAT, path, error) from error
 
 
-def record(model: Model, text: str) -> Recording:
-    """Read one text with a model and keep every gate and state of every layer and direction.
+def record(given: Any, x: Any, *, lengths: Any = None) -> Any:
+    """Run something once, as it answers, and keep every gate and state of every layer and direction.
+
+        record(model, "a quietly moving film")      a `Model`: its `Recording`, with the words
+        record(layer, x)                            an nn layer, ours or torch's: a `Capture`, under the name ""
+        record(network, x)                          a torch model: a `Capture`, by the modules' names
+
+    Args:
+        given: a `Model`, a layer, or a torch model with layers of unspool.nn in it, run in eval mode.
+        x: the text; or what the layer or model takes, see `gradient_terms`.
+        lengths: (B,) real steps.  None: all.
 
     Raises:
-        InputError: the text has no words.
+        InputError: the text has no words, or an argument does not fit.
     """
+    if isinstance(given, Model):
+        if not isinstance(x, str) or lengths is not None:
+            raise InputError(
+                f"a Model is recorded while it reads one text.\n  Received: {type(x).__name__}"
+                f"{'' if lengths is None else ' and lengths'}.\n  Fix: pass a sentence."
+            )
+        return _of_text(given, x)
+    if whole.is_whole(given):
+        return whole.ran(given, x, lengths)
+    stack = stacks.of(given)
+    return Capture({"": [Reading.of(stack.cell, stack.forward(stack.read(x)[0], lengths))]})
+
+
+def _of_text(model: Model, text: str) -> Recording:
     encoded = model.encode([text])
     tokens = words_of(model, text)
     traces = model.traced(model.embed(encoded.tokens), encoded.lengths)

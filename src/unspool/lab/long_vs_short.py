@@ -93,7 +93,9 @@ def probed(steps: int, budget: int, seed: int, lags: list[int]) -> tuple[Floats,
     network, trial = trials.trained(Load(steps, budget), "lstm", seed)
     batch = Load(steps, budget).draw(np.random.default_rng([seed, 9]), SEQUENCES)
     trace = introspect.stack.of(network.layer).forward(batch.x.numpy()).traces[0]
-    right = [[_probe(states[lag, :, 0], batch.wanted[-1]) for lag in lags] for states in (trace.cell, trace.hidden)]
+    right = [
+        [_probe(states[lag, :, 0], batch.wanted[-1]) for lag in lags] for states in (trace.cell, trace.hidden)
+    ]
     return np.array(right), trial.solved
 
 
