@@ -5,6 +5,7 @@ through the kernels' own backward pass.
 
     recording.py      every gate and state of a model's run over a text
     attribution.py    which word moved the answer
+    inputs.py         which input moved a torch model's
     gradients.py      the chain rule's terms, the gradient by lag, Jacobians
     capture.py        the same of a torch model's own layers, while they run
     monitor.py        gradients, gates and memory of a training step
@@ -12,7 +13,8 @@ through the kernels' own backward pass.
     faults.py         where a run first went wrong
     intervene.py      runs with gates or states set
     stack.py          the layers of whatever is looked at, in one form
-    tables.py         results as pandas tables
+    whole.py          a whole torch model, run so that its layers can be looked at
+    tables.py         results as text, HTML and pandas tables
 """
 
 from unspool.introspect.attribution import Contributions, RightContext, contributions, right_context
@@ -26,23 +28,34 @@ from unspool.introspect.gradients import (
     gradient_terms,
     jacobian,
 )
+from unspool.introspect.inputs import InputContributions
 from unspool.introspect.intervene import ablate, patch
 from unspool.introspect.monitor import Monitor, measure
 from unspool.introspect.recording import Recording, record
-from unspool.introspect.statistics import MemorySpan, Saturation, memory_span, saturation
+from unspool.introspect.statistics import (
+    MemorySpan,
+    MemorySpans,
+    Saturation,
+    Saturations,
+    memory_span,
+    saturation,
+)
 
 __all__ = [
     "Capture",
     "Contributions",
     "Fault",
     "GradientFlow",
+    "InputContributions",
     "Jacobian",
     "MemorySpan",
+    "MemorySpans",
     "Monitor",
     "Reading",
     "Recording",
     "RightContext",
     "Saturation",
+    "Saturations",
     "Terms",
     "ablate",
     "capture",

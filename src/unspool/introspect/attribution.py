@@ -1,4 +1,4 @@
-"""Which word moved an answer, by integrated gradients through the kernels' own backward pass.
+"""Which word, or which input, moved an answer: integrated gradients by the kernels' own backward pass.
 
 T time steps   B batch   E embedding size   H hidden size   D directions   C classes
 """
@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspool.errors import InputError
+from unspool.introspect.inputs import of_module
 from unspool.introspect.recording import words_of
+from unspool.introspect.tables import Shown
 from unspool.model import Floats, Ints, Model, side_by_side, softmax
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Contributions:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Contributions(Shown):
     """How far each word moved the answer, in units of the margin between the label and its best rival."""
 
     words: tuple[str, ...]
@@ -27,9 +29,64 @@ class Contributions:
     margin_without: float  # the same for a text of as many blank words
     gap: float  # margin - margin_without - sum of values: what the integration missed
 
+    def title(self) -> str:
+        return (
+            f"{self.label} {self.score:.3f}: margin {self.margin:.3g} over {self.rival}, "
+            f"{self.margin_without:.3g} without words, gap {self.gap:.1g}"
+        )
 
-def contributions(model: Model, text: str, *, steps: int = 128) -> Contributions:
-    """Attribute a model's answer to the words of the text, by integrated gradients.
+    def columns(self) -> dict[str, Any]:
+        """word, contribution."""
+        return {"word": list(self.words), "contribution": self.values}
+
+
+def contributions(
+    model: Any,
+    x: Any,
+    *,
+    steps: int | None = None,
+    target: Any = None,
+    at: int | None = None,
+    lengths: Any = None,
+) -> Any:
+    """Attribute an answer to what was read, by integrated gradients.
+
+        contributions(model, "a quietly moving film")     a `Model`: `Contributions` of its words
+        contributions(network, x, target=2)               a torch model or layer: `InputContributions`
+
+    Of a torch model the path runs straight from zeros to x, or where x is of whole numbers from vectors of
+    zero to what the model's embeddings say of them; each of its points is a forward and a backward pass of
+    the batch, in eval mode, and Gauss's points are taken: the gap is rounding where the network is smooth.
+
+    Args:
+        model: a `Model`, a layer, or a torch model with layers of unspool.nn in it.
+        x: the text; or what the model takes, of several things as a tuple the first is explained.
+        steps: points on the path.  None: 128 for a `Model`, 32 for a torch model.
+        target: which of the outputs; or a function of what the model returns, to (B,).  None: each sample's
+            largest.  Not for a `Model`, whose margin between the label and its rival is explained.
+        at: the step, where the model answers at every step.
+        lengths: goes to the model's forward by this name.
+
+    Raises:
+        InputError: the text has no words, steps is below 1, or an argument does not fit.
+
+    Source: Sundararajan, Taly & Yan 2017.
+    """
+    if steps is not None and steps < 1:
+        raise InputError(f"steps should be 1 or more.\n  Received: {steps}.")
+    if not isinstance(model, Model):
+        return of_module(model, x, 32 if steps is None else steps, target, at, lengths)
+    for name, given in (("target", target), ("at", at), ("lengths", lengths)):
+        if given is not None:
+            raise InputError(
+                f"a Model's own margin is explained, at the end of the text.\n  Received: {name}.\n"
+                f"  Fix: leave it out."
+            )
+    return _of_text(model, x, 128 if steps is None else steps)
+
+
+def _of_text(model: Model, text: str, steps: int) -> Contributions:
+    """Attribute a model's answer to the words of the text.
 
         value_t = sum over e of x_te * mean over k of dM/dx_te at (k - 1/2)/steps * x
 
@@ -38,19 +95,7 @@ def contributions(model: Model, text: str, *, steps: int = 128) -> Contributions
     backward pass.  The values add up to the change of M along the path, but for `gap`.  It shrinks as
     1/steps², or as 1/steps where the slope jumps: under max pooling, when a unit's maximum moves to
     another word, and in relu cells.  There Gauss's points do no better than these.
-
-    Args:
-        model: a trained model.
-        text: what it is to read.
-        steps: points on the path.
-
-    Raises:
-        InputError: the text has no words, or steps is below 1.
-
-    Source: Sundararajan, Taly & Yan 2017.
     """
-    if steps < 1:
-        raise InputError(f"steps should be 1 or more.\n  Received: {steps}.")
     encoded = model.encode([text])
     tokens = words_of(model, text)
     x = model.embed(encoded.tokens)  # (T, 1, E)
@@ -81,13 +126,21 @@ def contributions(model: Model, text: str, *, steps: int = 128) -> Contributions
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RightContext:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RightContext(Shown):
     """How far what follows a word changed the reading of it, as a share of its state's size."""
 
     words: tuple[str, ...]
     forward: Floats  # (T,) the forward direction's state in the top layer; 0 where one layer reads forward
     reverse: Floats | None  # (T,) the reverse direction's; None where there is none
+
+    def title(self) -> str:
+        return str(self).partition("\n")[0]
+
+    def columns(self) -> dict[str, Any]:
+        """word, forward, and where there is one, reverse."""
+        both = {} if self.reverse is None else {"reverse": self.reverse}
+        return {"word": list(self.words), "forward": self.forward, **both}
 
     def __str__(self) -> str:
         if self.reverse is None:

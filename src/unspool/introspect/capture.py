@@ -239,7 +239,9 @@ class _Tap:
         self._calls = calls
 
     def ran(self, run: Any, x: Any, state: State, trace: Trace) -> tuple[Reading, int]:
-        """Keep a layer's trace; `run.level` is 0 where a call begins.  The result is handed back with the flow.
+        """Keep a layer's trace; what is returned is handed back with the flow.
+
+        A call begins where `run.level` is 0.
 
         Args:
             run: what the layer was told: cell, level, lengths, resets, mask.

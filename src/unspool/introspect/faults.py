@@ -26,8 +26,8 @@ class Fault(Shown):
 
     Attributes:
         kind: "not finite", "exploding" or "saturated".
-        what: the input, a gate's name, the cell state, the hidden state, a weight's name, or the gradient of one
-            of these.
+        what: the input, a gate's name, the cell state, the hidden state, a weight's name, or the gradient of
+            one of these.
         layer, direction, step, sample, unit: where; None where a weight itself is bad.
         value: the value.
         norms: the size of the sample's hidden state over the last steps before, the latest last.
@@ -108,8 +108,8 @@ def locate_captured(
 ) -> Fault | None:
     """Find the first bad value in what a model's recurrent layers computed under `capture`.
 
-    Where all states are sound and a gradient has passed, the gradients are looked at in the order in which the
-    backward pass computes them: the last module first, and its top layer, and the last step read.
+    Where all states are sound and a gradient has passed, the gradients are looked at in the order in which
+    the backward pass computes them: the last module first, its top layer, the last step read.
 
     Args:
         model: the model that was captured; its weights are read as they are now.

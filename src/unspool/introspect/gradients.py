@@ -13,7 +13,6 @@ differentiated: whatever lies between is in it.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy as np
 from unspool.errors import InputError
 from unspool.introspect import stack as stacks
 from unspool.introspect import whole
+from unspool.introspect.capture import tapped
 from unspool.introspect.stack import Numbers, Pass, Stack
 from unspool.introspect.tables import Shown
 from unspool.kernels.contract import Cell, Flow, Gate, State
@@ -33,8 +33,8 @@ class Terms(Shown):
     Attributes:
         at: t, the step whose loss this is.
         weight: the weight's name.
-        norms: (K,) the size of each term: steps 0 to t; in a network that reads in reverse too, and in a whole
-            model, all steps.  A module that the model called several times counts on from call to call.
+        norms: (K,) the size of each term: steps 0 to t; in a network that reads in reverse too, and in a
+            whole model, all steps.  A module that the model called several times counts on from call to call.
     """
 
     at: int
@@ -67,7 +67,7 @@ class Terms(Shown):
             f"{float(self.norms[self.at]):.3g} at step {self.at}, {float(self.norms[0]):.3g} at step 0"
         )
 
-    def columns(self) -> dict[str, Sequence[Any]]:
+    def columns(self) -> dict[str, Any]:
         """k, lag, norm."""
         steps = np.arange(len(self.norms))
         return {"k": steps, "lag": self.at - steps, "norm": self.norms}
@@ -82,7 +82,7 @@ class GradientFlow(Shown):
         direction: 0 forward, 1 reverse.
         hidden: (T,) ‖dL_t/dh_k‖ over units and batch; 0 where nothing of L_t comes from.
         cell: (T,) ‖dL_t/dc_k‖; None but for the LSTM.
-        cell_path: (T,) of it, what came from step t through the cell state alone: the product of forget gates.
+        cell_path: (T,) of it, what came from step t through the cell state alone: the forget gates' product.
         cell_rest: (T,) and the rest, through hidden states and gates on the way.
     """
 
@@ -116,7 +116,7 @@ class GradientFlow(Shown):
             f"{float(lags[-1]):.3g} at lag {len(lags) - 1}"
         )
 
-    def columns(self) -> dict[str, Sequence[Any]]:
+    def columns(self) -> dict[str, Any]:
         """k, lag, hidden; of an LSTM cell, cell_path, cell_rest."""
         parts = ("hidden", "cell", "cell_path", "cell_rest")
         steps = np.arange(len(self.hidden))
@@ -162,11 +162,11 @@ class Jacobian(Shown):
         largest = float(self.singular_values()[0])
         return f"state after step {self.at} by that after step {self.of}: σ_max of ∂h/∂h {largest:.3g}"
 
-    def columns(self) -> dict[str, Sequence[Any]]:
+    def columns(self) -> dict[str, Any]:
         """The singular values of each part; of an LSTM the products of forget gates, the largest first."""
         parts = ("hidden_hidden", "hidden_cell", "cell_hidden", "cell_cell")
         there = [part for part in parts if getattr(self, part) is not None]
-        found: dict[str, Sequence[Any]] = {part: self.singular_values(part) for part in there}
+        found: dict[str, Any] = {part: self.singular_values(part) for part in there}
         found = {"rank": np.arange(len(self.hidden_hidden)), **found}
         return (
             found if self.forget_path is None else {**found, "forget_path": np.sort(self.forget_path)[::-1]}
@@ -190,8 +190,8 @@ def gradient_terms(
         x: (T, I), or with a batch as the layer takes it; what a model's forward takes, several things as a
             tuple; for a `Model` a text or texts will do.
         at: t, whose output the loss is of; -1 for a model that answers once.
-        weight: a parameter by torch's name: weight_hh_l0, weight_ih_l1_reverse, bias_ih_l0, …; in a model with
-            the module's name in front of it, encoder.weight_hh_l0, unless there is but one recurrent layer.
+        weight: a parameter by torch's name: weight_hh_l0, weight_ih_l1_reverse, bias_ih_l0, …; in a model
+            with the module's name in front, encoder.weight_hh_l0, unless there is but one recurrent layer.
         d_output: (D·H,) or (B, D·H) what arrives at the output of step t, of a model in its output's size.
             None: ones, the loss is the sum of that output.
         lengths: (B,) real steps.  None: all.
@@ -206,7 +206,7 @@ def gradient_terms(
     """
     if whole.is_whole(layer):
         module, _, own = weight.rpartition(".")
-        named = whole.tapped(layer)
+        named = tapped(layer)
         name = whole.module_named(named, module if module or "" in named else None)
         stack = stacks.of(named[name])
         place = _weight(stack, own, named[name], f"{name}." if module else "")
@@ -256,7 +256,7 @@ def gradient_flow(
     Source: Hochreiter 1991; the cell state's own path, Hochreiter and Schmidhuber 1997.
     """
     if whole.is_whole(layer):
-        named = whole.tapped(layer)
+        named = tapped(layer)
         name = whole.module_named(named, module)
         stack = stacks.of(named[name])
         k = stack.place(level, direction)
@@ -325,7 +325,7 @@ def jacobian(
         InputError: a batch, a step, layer or direction that does not exist, or k not before t.
     """
     if whole.is_whole(layer):
-        named = whole.tapped(layer)
+        named = tapped(layer)
         name = whole.module_named(named, module)
         stack, ran = stacks.of(named[name]), whole.ran(layer, x)[name].run()
     else:
@@ -395,15 +395,13 @@ def _of_one(ran: Pass, level: int, direction: int, at: int, of: int, rows: int) 
 
 def _no_module(module: str | None) -> None:
     if module is not None:
-        raise InputError(
-            f"a layer has no modules.\n  Received: module={module!r:.60}.\n  Fix: leave it out, or pass the model."
-        )
+        raise InputError(f"a layer has no modules.\n  Received: module={module!r:.60}.\n  Fix: leave it out.")
 
 
 def _sides(
     stack: Stack, ran: Pass, flow: Flow, place: tuple[str, int, int]
 ) -> tuple[Numbers, Numbers | None]:
-    """The two factors of each step's term: dz (T, B, G·H), and what it is multiplied with, (T, B, columns)."""
+    """The two factors of each step's term: dz (T, B, G·H), and what was multiplied, (T, B, columns)."""
     kind, k, direction = place
     dz = flow.d_preactivation[:, :, direction]  # (T, B, G, H)
     if kind in ("weight_hh", "bias_hh") and stack.cell is Cell.GRU:

@@ -11,6 +11,8 @@ import numpy as np
 
 from unspool.errors import InputError
 from unspool.introspect import stack as stacks
+from unspool.introspect import whole
+from unspool.introspect.capture import capture, tapped
 from unspool.introspect.stack import Numbers, Pass, Stack
 from unspool.kernels import load
 from unspool.kernels.contract import Gate, Trace
@@ -28,9 +30,10 @@ def patch(
     units: Any = None,
     level: int = -1,
     direction: int = 0,
+    module: str | None = None,
     lengths: Any = None,
 ) -> Pass:
-    """Run a layer with one of its gates or states set at chosen steps and units.
+    """Run a layer or a model with one of a layer's gates or states set at chosen steps and units.
 
     Args:
         layer, x, lengths: as for `gradient_terms`.
@@ -39,17 +42,55 @@ def patch(
         steps: which steps, numbers from 0.  None: all.
         units: which units.  None: all.
         level, direction: which layer, and which direction of it.
+        module: in a torch model, the recurrent module's name; None where there is but one.  It is set in every
+            call of it, and what comes after reads what comes of that.
 
     Returns:
-        The run: `traces` of every layer; the top one's `hidden` is the output.
+        The run: `traces` of every layer; the top one's `hidden` is the output.  Of a torch model the last run of
+        the module, and in `output` what the model returned.
 
     Raises:
         InputError: what does not exist, or a value that does not fit.
     """
-    stack = stacks.of(layer)
-    array, _ = stack.read(x)
-    if "patch" not in _runs(stack):
-        stack = stacks.of(layer, "reference")
+    if whole.is_whole(layer):
+        named = tapped(layer)
+        name = whole.module_named(named, module)
+        stack = _patching(named[name])
+        runs: list[Pass] = []
+
+        def instead(own: Any, args: Any, returned: Any) -> Any:
+            ran = taken[name].run()
+            made = _patches(stack, ran.inputs[0], what, value, steps, units, level, direction)
+            runs.append(stack.forward(ran.inputs[0], ran.lengths, made, ran))
+            return _returned(own, returned, runs[-1])
+
+        hook = named[name].register_forward_hook(instead)
+        try:
+            with whole.answering(layer), whole.torch().no_grad(), capture(layer) as taken:
+                output = whole.call(layer, x, lengths)
+        finally:
+            hook.remove()
+        if not runs:
+            taken[name]  # says that it has not run
+        return runs[-1]._replace(output=output)
+    if module is not None:
+        raise InputError(f"a layer has no modules.\n  Received: module={module!r:.60}.\n  Fix: leave it out.")
+    stack = _patching(layer)
+    array, _, lengths = stacks.entered(stack, layer, x, lengths)
+    return stack.forward(array, lengths, _patches(stack, array, what, value, steps, units, level, direction))
+
+
+def _patches(
+    stack: Stack,
+    array: Numbers,
+    what: Gate | str,
+    value: Any,
+    steps: Any,
+    units: Any,
+    level: int,
+    direction: int,
+) -> list[Trace | None]:
+    """What is set, as the kernels take it: one patch a layer, NaN where nothing is set."""
     k = stack.place(level, direction)
     hidden = stack.weights[0][0].recurrent.shape[1]
     at_steps = _places(steps, len(array), "steps")
@@ -76,17 +117,39 @@ def patch(
     else:
         known = [*map(str, stack.cell.gates), "hidden", *(["cell"] if stack.cell.has_cell_state else [])]
         raise InputError(f"a {stack.cell.value} has no {what!s:.40}.\n  Fix: set one of {', '.join(known)}.")
-    return stack.forward(array, lengths, patches)
+    return patches
 
 
 def ablate(layer: Any, x: Any, what: Gate | str, **where: Any) -> Pass:
-    """Run a layer with a gate or state set to 0; `where` as for `patch`."""
+    """Run a layer or a model with a gate or state set to 0; `where` as for `patch`."""
     return patch(layer, x, what, 0.0, **where)
 
 
-def _runs(stack: Stack) -> tuple[str, ...]:
-    """Which of a run's options the stack's kernels take."""
-    return ("patch",) if stack.kernels is load("reference") else tuple(getattr(stack.kernels, "OPTIONS", ()))
+def _patching(layer: Any) -> Stack:
+    """A layer's stack on kernels that run patches: its own, where they do, else the reference."""
+    stack = stacks.of(layer)
+    own = stack.kernels is load("reference") or "patch" in getattr(stack.kernels, "OPTIONS", ())
+    return stack if own else stacks.of(layer, "reference")
+
+
+def _returned(layer: Any, returned: Any, ran: Pass) -> Any:
+    """What the layer's forward returns of a run, in the form in which it returned its own."""
+    output, final = returned
+    if hasattr(output, "batch_sizes"):
+        raise InputError(
+            "a layer that is given a PackedSequence cannot be patched in a model.\n"
+            "  Fix: let the model pass the padded tensor and lengths=, or patch the layer alone."
+        )
+    hidden = ran.traces[-1].hidden.reshape(*ran.traces[-1].hidden.shape[:2], -1)  # (T, B, D·H)
+    if output.dim() == 2:
+        hidden = hidden[:, 0]
+    elif layer.batch_first:
+        hidden = hidden.swapaxes(0, 1)
+    states = [np.concatenate([getattr(each, part) for each in ran.finals]) for part in ("hidden", "cell")
+              if getattr(ran.finals[0], part) is not None]  # fmt: skip
+    given = final if isinstance(final, tuple) else (final,)
+    made = tuple(one.new_tensor(part).reshape(one.shape) for one, part in zip(given, states, strict=True))
+    return output.new_tensor(np.ascontiguousarray(hidden)), made if isinstance(final, tuple) else made[0]
 
 
 def _places(given: Any, count: int, name: str) -> Numbers:

@@ -153,7 +153,7 @@ def record(given: Any, x: Any, *, lengths: Any = None) -> Any:
     """Run something once, as it answers, and keep every gate and state of every layer and direction.
 
         record(model, "a quietly moving film")      a `Model`: its `Recording`, with the words
-        record(layer, x)                            an nn layer, ours or torch's: a `Capture`, under the name ""
+        record(layer, x)                            an nn layer, ours or torch's: a `Capture`, of the name ""
         record(network, x)                          a torch model: a `Capture`, by the modules' names
 
     Args:
@@ -165,11 +165,8 @@ def record(given: Any, x: Any, *, lengths: Any = None) -> Any:
         InputError: the text has no words, or an argument does not fit.
     """
     if isinstance(given, Model):
-        if not isinstance(x, str) or lengths is not None:
-            raise InputError(
-                f"a Model is recorded while it reads one text.\n  Received: {type(x).__name__}"
-                f"{'' if lengths is None else ' and lengths'}.\n  Fix: pass a sentence."
-            )
+        if lengths is not None:
+            raise InputError("a text has its own length.\n  Received: lengths.\n  Fix: leave them out.")
         return _of_text(given, x)
     if whole.is_whole(given):
         return whole.ran(given, x, lengths)

@@ -75,8 +75,10 @@ class Stack(NamedTuple):
             raise InputError("there is nothing to look at.\n  Received: an empty sequence or batch.")
         return np.ascontiguousarray(array), alone
 
-    def forward(self, x: Numbers, lengths: Any = None, patches: Sequence[Trace | None] = ()) -> Pass:
-        """Run all layers over (T, B, I) and keep everything.
+    def forward(
+        self, x: Numbers, lengths: Any = None, patches: Sequence[Trace | None] = (), like: Pass | None = None
+    ) -> Pass:
+        """Run all layers over (T, B, I) and keep everything; with the starts, cuts and masks of another run.
 
         Raises:
             InputError: an argument does not fit.
@@ -91,11 +93,15 @@ class Stack(NamedTuple):
         for k, prepared in enumerate(self.prepared):
             patch = patches[k] if k < len(patches) else None
             inputs.append(x)
-            trace, final = self.kernels.forward(prepared, x, lengths=checked, patch=patch)
+            start, options = None, {}
+            if like is not None and like.starts:
+                start, options = like.starts[k], {"resets": like.resets, "recurrent_mask": like.masks[k]}
+            trace, final = self.kernels.forward(prepared, x, start, lengths=checked, patch=patch, **options)
             traces.append(trace)
             finals.append(final)
             x = np.ascontiguousarray(side_by_side(trace.hidden))
-        return Pass(tuple(inputs), tuple(traces), tuple(finals), checked)
+        ran = Pass(tuple(inputs), tuple(traces), tuple(finals), checked)
+        return ran if like is None else ran._replace(starts=like.starts, resets=like.resets, masks=like.masks)
 
     def backward(self, ran: Pass, d_output: Numbers, down_to: int = 0) -> list[tuple[Gradients, Flow]]:
         """Run the layers' own backward passes, from the top down to one; the result counts from layer 0.
@@ -149,7 +155,8 @@ class Stack(NamedTuple):
             if ran.resets is not None:
                 shifted[:-1][ran.resets[1:]] = 0
         mask = ran.masks[layer] if layer < len(ran.masks) else None
-        return shifted if mask is None else shifted * mask[direction]
+        entered: Numbers = shifted if mask is None else shifted * mask[direction]
+        return entered
 
 
 def is_layer(given: Any) -> bool:

@@ -3,7 +3,7 @@
 T time steps   B batch   H hidden size   D directions   G gates
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +41,7 @@ class Saturations(Shown, tuple[Saturation, ...]):
         where = f"{most.module + ', ' if most.module else ''}layer {most.layer}, {_READING[most.direction]}"
         return f"saturated most: {most.low + most.high:.1%} of the values of {most.gate} in {where}"
 
-    def columns(self) -> dict[str, Sequence[Any]]:
+    def columns(self) -> dict[str, Any]:
         """module where there are several, layer, direction, gate, low, high, and the unit that is worst."""
         return _with_modules(
             {
@@ -99,9 +99,11 @@ class MemorySpans(Shown, tuple[MemorySpan, ...]):
     def title(self) -> str:
         longest = max(self, key=lambda one: one.median)
         where = f"{longest.module + ', ' if longest.module else ''}layer {longest.layer}"
-        return f"memory by the gates alone: longest in {where}, {_READING[longest.direction]}, {longest.median:.3g} steps"
+        return (
+            f"memory by the gates alone: {longest.median:.3g} steps in {where}, {_READING[longest.direction]}"
+        )
 
-    def columns(self) -> dict[str, Sequence[Any]]:
+    def columns(self) -> dict[str, Any]:
         """module where there are several, layer, direction, and over units: median, least, most, in steps."""
         return _with_modules(
             {
@@ -184,8 +186,8 @@ def _readings(given: Any, x: Any, lengths: Any) -> dict[str, list[Reading]]:
     return found
 
 
-def _with_modules(rows: Any) -> dict[str, Sequence[Any]]:
-    found: dict[str, Sequence[Any]] = by_column(rows)
+def _with_modules(rows: Any) -> dict[str, Any]:
+    found: dict[str, Any] = by_column(rows)
     if not any(found["module"]):
         del found["module"]
     return found

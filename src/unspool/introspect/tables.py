@@ -1,11 +1,11 @@
-"""Results as people read them: a short text, a table in a notebook, a table of pandas, all from one set of columns.
+"""Results as people read them: a short text, a table in a notebook, a table of pandas, from the same columns.
 
 Knows no result: each says its title and its columns.  Pictures are drawn by `page.plots`.
 """
 
 import importlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -22,7 +22,7 @@ class Shown:
         """What this is, in a line."""
         raise NotImplementedError
 
-    def columns(self) -> Mapping[str, Sequence[Any]]:
+    def columns(self) -> Mapping[str, Any]:
         """The result's rows, column by column, all of one length."""
         raise NotImplementedError
 
@@ -57,7 +57,7 @@ def frame(columns: Mapping[str, Any]) -> Any:
     return pandas.DataFrame(dict(columns))
 
 
-def lines(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+def lines(columns: Mapping[str, Any]) -> list[str]:
     """The columns under their names, numbers to the right; of a long table the first and the last rows."""
     rows, left_out = _rows(columns, _HEAD, _TAIL)
     cells = [tuple(columns), *([said(value) for value in row] for row in rows)]
@@ -76,7 +76,7 @@ def lines(columns: Mapping[str, Sequence[Any]]) -> list[str]:
     return found
 
 
-def html(title: str, columns: Mapping[str, Sequence[Any]]) -> str:
+def html(title: str, columns: Mapping[str, Any]) -> str:
     """A table of HTML; names and words come from anywhere, so no mark-up of theirs is kept."""
     rows, left_out = _rows(columns, _PAGE - _TAIL, _TAIL)
     body = ["".join(f"<td>{escape(said(value))}</td>" for value in row) for row in rows]
@@ -96,7 +96,7 @@ def said(value: Any) -> str:
         return "–"
     if not _number(value):
         return str(value)
-    if isinstance(value, int) or getattr(value, "dtype", None) is not None and value.dtype.kind in "iu":
+    if isinstance(value, int) or (getattr(value, "dtype", None) is not None and value.dtype.kind in "iu"):
         return f"{int(value):,}"
     return f"{float(value):.4g}" if math.isfinite(value) else str(float(value))
 
@@ -104,10 +104,10 @@ def said(value: Any) -> str:
 def _number(value: Any) -> bool:
     if isinstance(value, bool | str):
         return False
-    return isinstance(value, int | float) or getattr(value, "ndim", None) == 0 and value.dtype.kind in "iuf"
+    return isinstance(value, int | float) or (getattr(value, "ndim", None) == 0 and value.dtype.kind in "iuf")
 
 
-def _rows(columns: Mapping[str, Sequence[Any]], head: int, tail: int) -> tuple[list[tuple[Any, ...]], int]:
+def _rows(columns: Mapping[str, Any], head: int, tail: int) -> tuple[list[tuple[Any, ...]], int]:
     rows = list(zip(*columns.values(), strict=True))
     left_out = max(0, len(rows) - head - tail)
     return (rows[:head] + rows[len(rows) - tail :] if left_out else rows), left_out
