@@ -42,12 +42,12 @@ def patch(
         steps: which steps, numbers from 0.  None: all.
         units: which units.  None: all.
         level, direction: which layer, and which direction of it.
-        module: in a torch model, the recurrent module's name; None where there is but one.  It is set in every
-            call of it, and what comes after reads what comes of that.
+        module: in a torch model, the recurrent module's name; None where there is but one.  It is set in
+            every call of it, and what comes after reads what comes of that.
 
     Returns:
-        The run: `traces` of every layer; the top one's `hidden` is the output.  Of a torch model the last run of
-        the module, and in `output` what the model returned.
+        The run: `traces` of every layer; the top one's `hidden` is the output.  Of a torch model the last
+        run of the module, and in `output` what the model returned.
 
     Raises:
         InputError: what does not exist, or a value that does not fit.

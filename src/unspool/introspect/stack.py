@@ -93,7 +93,8 @@ class Stack(NamedTuple):
         for k, prepared in enumerate(self.prepared):
             patch = patches[k] if k < len(patches) else None
             inputs.append(x)
-            start, options = None, {}
+            start: State | None = None
+            options: dict[str, Any] = {}
             if like is not None and like.starts:
                 start, options = like.starts[k], {"resets": like.resets, "recurrent_mask": like.masks[k]}
             trace, final = self.kernels.forward(prepared, x, start, lengths=checked, patch=patch, **options)
