@@ -1,4 +1,4 @@
-"""A user's own torch models, of our layers or swapped: terms, flows, Jacobians, contributions, patches, faults."""
+"""A user's own torch models, of our layers or swapped: terms, flows, contributions, patches, faults."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ import networks
 import unspool
 from unspool import introspect, nn
 from unspool.errors import InputError
-from unspool.kernels.contract import Cell, Gate, Weights
+from unspool.kernels.contract import Cell, Gate
 
 KINDS: tuple[Any, ...] = (nn.RNN, nn.LSTM, nn.GRU)
 THEIRS: tuple[Any, ...] = (torch.nn.RNN, torch.nn.LSTM, torch.nn.GRU)
@@ -69,7 +69,7 @@ def tagger(seed: int) -> tuple[Tagger, torch.Tensor, Any]:
 
 @pytest.mark.parametrize("seed", range(24))
 def test_terms_of_a_models_weights_add_up_to_autograds_gradient(seed: int) -> None:
-    """With states of its own to start from, behind dropout, ragged, ours or swapped; nothing is left behind."""
+    """With states of its own to start from, behind dropout, ragged, ours or swapped; nothing stays."""
     model, tokens, lengths = tagger(seed)
     at, d_output = 3, torch.randn(2, 5, dtype=torch.float64)
     own = [f"{m}.{name}" for m in ("encoder", "reader") for name, _ in getattr(model, m).named_parameters()]
@@ -319,7 +319,7 @@ def test_a_value_planted_in_any_gate_or_state_is_located(seed: int) -> None:
     assert (fault.layer, fault.direction, fault.step, fault.sample) == (level, direction, t, 1)
     assert fault.unit == unit
     assert fault.kind == "not finite"
-    assert str(what) in fault.what or kind is nn.RNN
+    assert str(getattr(what, "value", what)) in fault.what
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -367,10 +367,10 @@ def test_what_a_model_does_not_have_is_refused_naming_what_it_has() -> None:
         (lambda: introspect.gradient_flow(model, tokens, at=6, module="reader"), "no step at = 6"),
         (lambda: introspect.gradient_flow(model, tokens, at=1, module="reader", level=1), "no layer 1"),
         (lambda: introspect.gradient_terms(model, tokens, at=1), r"'encoder', 'reader'"),
-        (lambda: introspect.gradient_terms(model, tokens, at=1, weight="reader.weight_hh_l1"), "reader.weight_hh_l0"),
+        (lambda: introspect.gradient_terms(model, tokens, at=1, weight="reader.weight_hh_l1"), "r.weight_hh"),
         (lambda: introspect.gradient_terms(classifier, x, at=2), "answers once"),
-        (lambda: introspect.gradient_terms(classifier, x, at=-1, lengths=[6, 2]), "no argument named lengths"),
-        (lambda: introspect.gradient_terms(classifier, x, at=-1, d_output=torch.ones(2)), "d_output does not fit"),
+        (lambda: introspect.gradient_terms(classifier, x, at=-1, lengths=[6, 2]), "no argument named"),
+        (lambda: introspect.gradient_terms(classifier, x, at=-1, d_output=torch.ones(2)), "does not fit"),
         (lambda: introspect.jacobian(classifier, x, at=2, of=1), "of one sequence"),
         (lambda: introspect.patch(classifier, x, "hidden", 0.0, module="head"), "'encoder'"),
         (lambda: introspect.patch(classifier, x, "hidden", np.zeros(3)), "does not fit"),
@@ -395,4 +395,3 @@ def test_a_bidirectional_layer_is_refused_by_what_predicts_what_follows() -> Non
         layer.stream(1)
     with pytest.raises(InputError, match="direction"):
         networks.build("lstm", bidirectional=True).model.stream(1)
-    assert Weights is not None

@@ -61,7 +61,8 @@ def patch(
         def instead(own: Any, args: Any, returned: Any) -> Any:
             ran = taken[name].run()
             made = _patches(stack, ran.inputs[0], what, value, steps, units, level, direction)
-            runs.append(stack.forward(ran.inputs[0], ran.lengths, made, ran))
+            with np.errstate(all="ignore"):  # what is set may be infinite
+                runs.append(stack.forward(ran.inputs[0], ran.lengths, made, ran))
             return _returned(own, returned, runs[-1])
 
         hook = named[name].register_forward_hook(instead)
@@ -77,7 +78,9 @@ def patch(
         raise InputError(f"a layer has no modules.\n  Received: module={module!r:.60}.\n  Fix: leave it out.")
     stack = _patching(layer)
     array, _, lengths = stacks.entered(stack, layer, x, lengths)
-    return stack.forward(array, lengths, _patches(stack, array, what, value, steps, units, level, direction))
+    made = _patches(stack, array, what, value, steps, units, level, direction)
+    with np.errstate(all="ignore"):  # what is set may be infinite
+        return stack.forward(array, lengths, made)
 
 
 def _patches(
@@ -156,6 +159,8 @@ def _places(given: Any, count: int, name: str) -> Numbers:
     if given is None:
         return np.arange(count)
     places = np.atleast_1d(stacks.numbers(given))
+    if places.size == 0:
+        return np.zeros(0, np.int64)
     fits = places.ndim == 1 and places.dtype.kind in "iu" and len(np.unique(places)) == len(places)
     if not fits or (len(places) and (places.min() < 0 or places.max() >= count)):
         raise InputError(

@@ -197,7 +197,8 @@ def of(layer: Any, kernels: str = "auto") -> Stack:
     if isinstance(layer, Model):
         d = layer.description
         weights = tuple(map(tuple, layer.weights))
-        chosen, dtype, batch_first, cell = layer.kernels, "float32", False, d.cell
+        dtype, batch_first, cell = "float32", False, d.cell
+        chosen = layer.kernels if kernels == "auto" else load(kernels)
     else:
         cell, weights, batch_first = _of_torch(layer)
         dtype = str(weights[0][0].input.dtype)
