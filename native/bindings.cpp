@@ -19,6 +19,7 @@
 
 #include "engine.h"
 #include "memory.h"
+#include "pool.h"
 
 namespace nb = nanobind;
 using namespace unspool;
@@ -367,6 +368,8 @@ NB_MODULE(_core, m) {
     for (const char* const* name = engine_names(); *name != nullptr; ++name) names.emplace_back(*name);
     return names;
   });
+  // The address of a function of the process that runs a team of threads (pool.h), or 0 for own threads.
+  m.def("lend", [](uintptr_t team) { lend(reinterpret_cast<Team>(team)); });
   // An array for the engine to write; its memory is kept for the next one when it is gone.
   m.def("empty", [](const std::vector<size_t>& shape) {
     size_t count = 1;

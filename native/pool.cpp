@@ -15,6 +15,8 @@ namespace {
 
 constexpr int kMost = 64;  // workers at the most
 
+std::atomic<Team> lent{nullptr};
+
 inline void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -35,6 +37,12 @@ class Pool {
   bool run(const Job& job, int threads, Stop& stop) {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (!turn.owns_lock()) return false;
+    if (Team team = lent.load()) {
+      job_ = job;
+      next_.store(0);
+      team([](void* self) { static_cast<Pool*>(self)->take(); }, this, static_cast<unsigned>(threads), 0);
+      return true;
+    }
     while (workers_ < threads - 1 && workers_ < kMost) {
       try {
         std::thread([this, index = workers_] { work(index); }).detach();
@@ -111,14 +119,21 @@ std::once_flag once;
 
 void renew() { pool = new (storage) Pool; }
 
+void renew_in_child() {
+  lent.store(nullptr);
+  renew();
+}
+
 }  // namespace
+
+void lend(Team team) { lent.store(team); }
 
 void parallel(int64_t items, int threads, void (*body)(void*, int64_t), void* context, Stop& stop) {
   if (threads > items) threads = static_cast<int>(items);
   if (threads > 1) {
     std::call_once(once, [] {
       renew();
-      pthread_atfork(nullptr, nullptr, renew);
+      pthread_atfork(nullptr, nullptr, renew_in_child);
     });
     if (pool->run(Job{body, context, items}, threads, stop)) return;
   }

@@ -1,4 +1,4 @@
-// The engine's own threads.  No OpenMP: its team does not survive a fork and would fight torch's.
+// The engine's threads: its own, or a team that it is lent.
 #pragma once
 
 #include <atomic>
@@ -18,5 +18,12 @@ struct Stop {
 // another caller, or after a fork until it is made anew, the calling thread does the work alone.
 void parallel(int64_t items, int threads, void (*body)(void* context, int64_t item), void* context,
               Stop& stop);
+
+// A team of threads that is in the process already, as libgomp's GOMP_parallel gives it: calls body(context) once on
+// each of `threads` threads.  Lent, `parallel` uses it in the place of its own threads: torch's threads look for work
+// for milliseconds after theirs is done, and own threads beside them would get half a core.  nullptr: own threads.
+// A forked child has nothing of the team, and uses own threads.
+using Team = void (*)(void (*body)(void* context), void* context, unsigned threads, unsigned flags);
+void lend(Team team);
 
 }  // namespace unspool

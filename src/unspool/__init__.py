@@ -43,7 +43,7 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def info() -> dict[str, Any]:
-    """Say what runs here: the version, the kernel set of float32 on the CPU, its threads.
+    """Say what runs here: the version, the kernel set of float32 on the CPU, its threads and whose they are.
 
     Raises:
         KernelsError: the native kernels cannot run here.
@@ -54,6 +54,7 @@ def info() -> dict[str, Any]:
         "unspool": __version__,
         "kernels": native.describe(),
         "threads": native.threads(),
+        "thread pool": native.pool(),
         "instruction sets": native.instruction_sets(),
     }
 

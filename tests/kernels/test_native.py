@@ -41,7 +41,9 @@ def as_set(module: ModuleType) -> KernelSet:
 def in_a_new_process(code: str, *, timeout: float = 60, **environment: str) -> str:
     """What a fresh interpreter prints; it must end well, in time, and without a warning."""
     settings = {
-        k: v for k, v in os.environ.items() if k not in ("UNSPOOL_ISA", "UNSPOOL_THREADS", "OMP_NUM_THREADS")
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("UNSPOOL_ISA", "UNSPOOL_THREADS", "UNSPOOL_POOL", "OMP_NUM_THREADS")
     }
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
@@ -169,6 +171,63 @@ def test_threads_are_started_when_there_is_work_and_as_many_as_asked_for(native:
         print("as asked")
     """
     assert in_a_new_process(LAYER + textwrap.dedent(code)) == "as asked"
+
+
+# The same on the threads that torch has made; torch itself works on them before and after.
+SHARED = """
+import torch
+import unspool.nn
+assert native.pool().startswith("libgomp"), native.pool()
+torch.set_num_threads(3)
+many = torch.ones(1_000_000)
+assert float(many.sum()) == 1_000_000
+"""
+
+
+def test_torchs_threads_are_shared_and_give_the_bits_of_own_ones(native: ModuleType) -> None:
+    """Alone, from many Python threads at once, and in children, which have threads of their own."""
+    pytest.importorskip("torch")
+    code = """
+        import warnings
+        from concurrent.futures import ThreadPoolExecutor
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads
+        native.set_threads(1)
+        want = bits()
+        native.set_threads(3)
+        for _ in range(20):
+            assert bits() == want and float(many.sum()) == 1_000_000
+        with ThreadPoolExecutor(8) as executor:
+            assert all(got == want for got in executor.map(lambda _: bits(), range(80)))
+        for _ in range(20):
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(20)
+                os._exit(0 if bits() == want else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            assert bits() == want and float(many.sum()) == 1_000_000
+        print("works")
+    """
+    assert in_a_new_process(LAYER + SHARED + textwrap.dedent(code)) == "works"
+
+
+def test_own_threads_beside_torchs_where_they_are_asked_for(native: ModuleType) -> None:
+    pytest.importorskip("torch")
+    code = "import unspool.nn\nfrom unspool.kernels import native\nprint(native.pool())"
+    assert in_a_new_process(code, UNSPOOL_POOL="own") == "own"
+    assert in_a_new_process("from unspool.kernels import native\nprint(native.pool())") == "own"
+    said = "try:\n import unspool.kernels.native\nexcept Exception as error:\n print(error)"
+    assert "Received: 'mine'" in in_a_new_process(said, UNSPOOL_POOL="mine")
+
+
+def test_a_library_that_is_not_loaded_or_has_no_threads_is_left_alone(native: ModuleType) -> None:
+    code = """
+        from pathlib import Path
+        from unspool.kernels import _core, native
+        native.share_threads(Path("libgomp-of-nobody.so.1"))
+        native.share_threads(Path(_core.__file__))
+        print(native.pool())
+    """
+    assert in_a_new_process(code) == "own"
 
 
 def test_a_child_forked_after_a_parallel_region_works(native: ModuleType) -> None:

@@ -4,9 +4,11 @@ Arrays are float32; what products are made in is `prepare`'s precision.  Argumen
 what is not contiguous is copied here.
 
 `UNSPOOL_ISA` forces an instruction set (`baseline`, `avx2`, `avx512`, `avx512bf16`), `UNSPOOL_THREADS` the
-number of threads; both are read once, when the module is loaded.
+number of threads, `UNSPOOL_POOL=own` threads of the engine's own beside torch's; all are read once, when the
+module is loaded.
 """
 
+import ctypes
 import math
 import os
 from collections.abc import Sequence
@@ -94,8 +96,20 @@ def _quota(membership: Path, root: Path) -> float:
     return cores
 
 
+def _choose_pool() -> bool:
+    wanted = os.environ.get("UNSPOOL_POOL", "shared")
+    if wanted not in ("own", "shared"):
+        raise KernelsError(
+            f"UNSPOOL_POOL says whether the engine may work on torch's threads.\n  Received: {wanted!r}.\n"
+            f'  Fix: set it to "own" or "shared", or unset it.'
+        )
+    return wanted == "shared"
+
+
 _isa = _choose_isa()
 _threads = _count_threads()
+_may_share = _choose_pool()
+_pool = "own"
 
 
 class Prepared(NamedTuple):
@@ -124,6 +138,31 @@ def instruction_sets() -> list[str]:
 def threads() -> int:
     """How many threads the engine uses at the most."""
     return _threads
+
+
+def pool() -> str:
+    """Whose threads the engine works on: "own", or the name of the library that lent them."""
+    return _pool
+
+
+def share_threads(library: Path) -> None:
+    """Work on the threads of a libgomp that the process has loaded, in the place of own ones.
+
+    torch's threads are such: after their work they look for more for milliseconds, and own threads beside
+    them get half a core (`docs/decisions/0006-torchs-threads.md`).  Does nothing where `UNSPOOL_POOL` is
+    "own", or where the library is not loaded.  No result depends on it.
+    """
+    global _pool
+    if not _may_share or not hasattr(os, "RTLD_NOLOAD"):
+        return
+    try:
+        team = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD).GOMP_parallel
+    except (OSError, AttributeError):
+        return
+    address = ctypes.cast(team, ctypes.c_void_p).value
+    if address is not None:
+        _core.lend(address)
+        _pool = library.name
 
 
 def set_threads(count: int) -> None:

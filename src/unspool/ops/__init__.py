@@ -11,11 +11,13 @@ compiles, exports, maps or watches, the same call is one of three operators regi
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from unspool.errors import KernelsError
 from unspool.kernels.contract import Cell, State, Trace, Weights
 from unspool.ops import batching, derivatives, operators, running
 from unspool.ops.arguments import (
@@ -29,6 +31,18 @@ from unspool.ops.arguments import (
 )
 
 __all__ = ["Run", "is_traced", "kernels_for", "layer", "trace"]
+
+
+def _share_threads() -> None:
+    try:
+        from unspool.kernels import native
+    except KernelsError:
+        return  # said when the engine is asked for
+    for library in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
+        native.share_threads(library)
+
+
+_share_threads()
 
 
 def layer(
