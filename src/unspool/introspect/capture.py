@@ -123,6 +123,19 @@ class Reading(Shown):
             )
         return gates[:, :, direction, self.cell.position(gate)]  # type: ignore[no-any-return]
 
+    def cell_state(self, *, layer: int = -1, direction: int = 0) -> Numbers:
+        """The cell states of one layer and direction: (T, B, H).
+
+        Raises:
+            InputError: the layer or the direction does not exist, or the cell has none (only the LSTM has).
+        """
+        cell = self.trace(layer, direction).cell
+        if cell is None:
+            raise InputError(
+                f"a {self.cell.value} has no cell state.\n  Fix: ask for hidden(), or run an LSTM."
+            )
+        return cell[:, :, direction]  # type: ignore[no-any-return]
+
     def hidden(self, *, layer: int = -1, direction: int = 0) -> Numbers:
         """The hidden states of one layer and direction: (T, B, H).
 

@@ -3,3 +3,7 @@
 From recordings to text, pages and pictures.  Nothing is computed here but means and scales for display:
 what a gate or a contribution is stands in `introspect`, and no file is written (`cli`).
 """
+
+from unspool.page.plots import plot
+
+__all__ = ["plot"]
