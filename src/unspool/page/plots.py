@@ -76,7 +76,7 @@ def _draw(result: Any, ax: "Axes", **options: Any) -> None:
     )
 
 
-@_draw.register
+@_draw.register(Terms)
 def _terms(result: Terms, ax: "Axes") -> None:
     steps = np.arange(len(result.norms))
     ax.plot(steps, _positive(result.norms), ".-", color=_BLUE, linewidth=1, markersize=4)
@@ -87,7 +87,7 @@ def _terms(result: Terms, ax: "Axes") -> None:
     ax.set_title(f"dL/d{result.weight} of step {result.at}, one term a step", fontsize="medium")
 
 
-@_draw.register
+@_draw.register(GradientFlow)
 def _flow(result: GradientFlow, ax: "Axes") -> None:
     for part, label, colour, line in (
         ("hidden", "‖dL/dh‖", _BLUE, "-"),
@@ -104,7 +104,7 @@ def _flow(result: GradientFlow, ax: "Axes") -> None:
     ax.legend(fontsize="small", frameon=False)
 
 
-@_draw.register
+@_draw.register(Jacobian)
 def _jacobian(result: Jacobian, ax: "Axes") -> None:
     for part, label, colour, line in (
         ("hidden_hidden", "∂h/∂h", _BLUE, "-"),
@@ -125,7 +125,7 @@ def _jacobian(result: Jacobian, ax: "Axes") -> None:
     ax.legend(fontsize="small", frameon=False)
 
 
-@_draw.register
+@_draw.register(Saturations)
 def _saturations(result: Saturations, ax: "Axes") -> None:
     places = np.arange(len(result))
     low, high = (np.array([getattr(one, end) for one in result]) for end in ("low", "high"))
@@ -141,7 +141,7 @@ def _saturations(result: Saturations, ax: "Axes") -> None:
     ax.legend(fontsize="small", frameon=False)
 
 
-@_draw.register
+@_draw.register(MemorySpans)
 def _spans(result: MemorySpans, ax: "Axes") -> None:
     for one, colour in zip(result, _colours(len(result)), strict=True):
         ax.plot(np.sort(one.steps)[::-1], ".-", color=colour, linewidth=1, markersize=4, label=_place(one))
@@ -152,7 +152,7 @@ def _spans(result: MemorySpans, ax: "Axes") -> None:
     ax.legend(fontsize="small", frameon=False)
 
 
-@_draw.register
+@_draw.register(Contributions)
 def _contributions(result: Contributions, ax: "Axes") -> None:
     _bars(ax, result.values)
     _words(ax, result.words)
@@ -161,7 +161,7 @@ def _contributions(result: Contributions, ax: "Axes") -> None:
     ax.set_title(f"{_plain(result.label)} {result.score:.3f}, {margin}", fontsize="medium", parse_math=False)
 
 
-@_draw.register
+@_draw.register(InputContributions)
 def _input_contributions(result: InputContributions, ax: "Axes", sample: int = 0) -> None:
     values = result.of_sample(sample)
     _bars(ax, values.ravel())
@@ -171,7 +171,7 @@ def _input_contributions(result: InputContributions, ax: "Axes", sample: int = 0
     ax.set_title(f"what moved the output from {without:.3g} to {output:.3g}", fontsize="medium")
 
 
-@_draw.register
+@_draw.register(RightContext)
 def _right_context(result: RightContext, ax: "Axes") -> None:
     places = np.arange(len(result.words))
     ax.bar(places - 0.2, result.forward, 0.38, color=_BLUE, label="forward")
@@ -183,7 +183,7 @@ def _right_context(result: RightContext, ax: "Axes") -> None:
     ax.legend(fontsize="small", frameon=False)
 
 
-@_draw.register
+@_draw.register(Fault)
 def _fault(result: Fault, ax: "Axes") -> None:
     before = np.arange(-len(result.norms), 0)
     ax.plot(before, result.norms, ".-", color=_BLUE)
@@ -193,7 +193,7 @@ def _fault(result: Fault, ax: "Axes") -> None:
     ax.set_title(result.title(), fontsize="small", parse_math=False)
 
 
-@_draw.register
+@_draw.register(Recording)
 def _recording(
     result: Recording, ax: "Axes", what: Gate | str = "hidden", layer: int = -1, direction: int = 0
 ) -> None:
@@ -202,7 +202,7 @@ def _recording(
     _words(ax, result.words)
 
 
-@_draw.register
+@_draw.register(Reading)
 def _reading(
     result: Reading,
     ax: "Axes",
@@ -221,7 +221,7 @@ def _reading(
     ax.set_xlabel("step")
 
 
-@_draw.register
+@_draw.register(Capture)
 def _capture(result: Capture, ax: "Axes", module: str | None = None, **options: Any) -> None:
     name = result.names[0] if module is None and len(result.names) == 1 else module
     if name is None:
