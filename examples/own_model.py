@@ -1,4 +1,4 @@
-"""Look inside a torch model of one's own: a network of torch.nn layers, swapped, trained, and read like a log.
+"""Look inside a torch model of one's own: torch.nn layers, swapped, trained, and read like a log.
 
     python examples/own_model.py --plot own-model.png
 

@@ -209,10 +209,9 @@ def test_contributions_add_up_to_the_difference_of_outputs(seed: int) -> None:
     np.testing.assert_allclose(found.output_without, blank[pick].numpy(), rtol=1e-12)
     axis = 1 if model.batch_first else 0
     assert found.values.shape == tokens.shape
-    np.testing.assert_allclose(
-        found.values.sum(axis), (out - blank)[pick].numpy(), atol=1e-9 * float(out.abs().max())
-    )
-    assert np.abs(found.gap).max() <= 1e-9
+    change = (out - blank)[pick].numpy()
+    np.testing.assert_allclose(found.values.sum(axis) + found.gap, change, rtol=1e-9, atol=1e-12)
+    assert (np.abs(found.gap) <= 1e-4 * (np.abs(change) + 1e-3 * np.abs(found.output))).all()
     if lengths is not None:
         assert (found.of_sample(1)[4:] == 0).all()
     if model.encoder.num_layers and not model.encoder.bidirectional:
@@ -231,6 +230,22 @@ def test_contributions_are_autograds_where_the_network_is_linear() -> None:
     assert found.batch_axis == 1
     float32 = introspect.contributions(layer.float(), x.detach().float(), target=0, at=-1)
     assert np.abs(float32.gap).max() < 1e-3
+
+
+def test_where_the_output_jumps_the_path_is_cut_finer() -> None:
+    """A unit that flips within a hundredth of the path: evenly spread points would miss most of it."""
+    layer = nn.LSTM(1, 1).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.weight_ih_l0[2], layer.bias_ih_l0[2] = 2000.0, -1234.5  # the candidate
+        layer.bias_ih_l0[0] = 5.0
+    x = torch.ones(2, 1, 1, dtype=torch.float64)
+    rough = introspect.contributions(layer, x, target=0, at=-1, steps=8)
+    fine = introspect.contributions(layer, x, target=0, at=-1)
+    change = float(fine.output[0] - fine.output_without[0])
+    assert abs(float(rough.gap[0])) > 0.1 * abs(change)
+    assert abs(float(fine.gap[0])) <= 1.1e-4 * abs(change)
 
 
 def test_the_largest_output_is_explained_where_none_is_named() -> None:

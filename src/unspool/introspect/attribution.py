@@ -56,12 +56,13 @@ def contributions(
 
     Of a torch model the path runs straight from zeros to x, or where x is of whole numbers from vectors of
     zero to what the model's embeddings say of them; each of its points is a forward and a backward pass of
-    the batch, in eval mode, and Gauss's points are taken: the gap is rounding where the network is smooth.
+    the batch, in eval mode.  The path is cut finer where the output changes, until the gap is a ten-thousandth
+    of that change, or `steps` points are spent.
 
     Args:
         model: a `Model`, a layer, or a torch model with layers of unspool.nn in it.
         x: the text; or what the model takes, of several things as a tuple the first is explained.
-        steps: points on the path.  None: 128 for a `Model`, 32 for a torch model.
+        steps: points on the path.  None: 128 for a `Model`, at most 1,024 for a torch model.
         target: which of the outputs; or a function of what the model returns, to (B,).  None: each sample's
             largest.  Not for a `Model`, whose margin between the label and its rival is explained.
         at: the step, where the model answers at every step.
@@ -75,7 +76,7 @@ def contributions(
     if steps is not None and steps < 1:
         raise InputError(f"steps should be 1 or more.\n  Received: {steps}.")
     if not isinstance(model, Model):
-        return of_module(model, x, 32 if steps is None else steps, target, at, lengths)
+        return of_module(model, x, 1024 if steps is None else steps, target, at, lengths)
     for name, given in (("target", target), ("at", at), ("lengths", lengths)):
         if given is not None:
             raise InputError(

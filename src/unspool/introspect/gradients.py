@@ -62,9 +62,11 @@ class Terms(Shown):
         return sum(_product(left, right) for left, right in self._parts)  # type: ignore[return-value]
 
     def title(self) -> str:
+        there = np.flatnonzero(self.norms)
+        first = int(there[0]) if len(there) else 0
         return (
             f"dL_{self.at}/d{self.weight} in {len(self.norms)} terms, one a step k: ‖term‖ "
-            f"{float(self.norms[self.at]):.3g} at step {self.at}, {float(self.norms[0]):.3g} at step 0"
+            f"{float(self.norms[self.at]):.3g} at step {self.at}, {float(self.norms[first]):.3g} at step {first}"
         )
 
     def columns(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from unspool.kernels.contract import Cell, Gate
 
 VANISHED = 1e-4  # of the last step's gradient
 EXPLODED = 1e4
+_OPEN = 10  # steps of memory above which the gate that keeps is called open, and not stuck
 _LAGS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -161,6 +162,8 @@ def _findings(found: dict[str, float]) -> Iterator[tuple[str, str]]:
             )
         elif what.startswith("saturated/") and value > 0.9:
             gate = what.removeprefix("saturated/")
+            if gate in ("forget", "update") and found.get(f"{place}/gate_memory", 0) > _OPEN:
+                continue  # held open, by its bias or by training: that is memory
             yield (
                 f"{place} {gate}",
                 f"{place}: {value:.0%} of the values of {gate} lie at its ends and pass hardly any gradient. "
