@@ -56,8 +56,8 @@ def contributions(
 
     Of a torch model the path runs straight from zeros to x, or where x is of whole numbers from vectors of
     zero to what the model's embeddings say of them; each of its points is a forward and a backward pass of
-    the batch, in eval mode.  The path is cut finer where the output changes, until the gap is a ten-thousandth
-    of that change, or `steps` points are spent.
+    the batch, in eval mode.  The path is cut finer where the output changes, until the gap is 1e-4 of that
+    change, or `steps` points are spent.
 
     Args:
         model: a `Model`, a layer, or a torch model with layers of unspool.nn in it.

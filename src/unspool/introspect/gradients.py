@@ -64,9 +64,10 @@ class Terms(Shown):
     def title(self) -> str:
         there = np.flatnonzero(self.norms)
         first = int(there[0]) if len(there) else 0
+        far = f"{float(self.norms[first]):.3g} at step {first}"
         return (
             f"dL_{self.at}/d{self.weight} in {len(self.norms)} terms, one a step k: ‖term‖ "
-            f"{float(self.norms[self.at]):.3g} at step {self.at}, {float(self.norms[first]):.3g} at step {first}"
+            f"{float(self.norms[self.at]):.3g} at step {self.at}, {far}"
         )
 
     def columns(self) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class Saturations(Shown, tuple[Saturation, ...]):
     def title(self) -> str:
         most = max(self, key=lambda one: one.low + one.high)
         where = f"{most.module + ', ' if most.module else ''}layer {most.layer}, {_READING[most.direction]}"
-        return f"saturated most: {most.low + most.high:.1%} of the values of the {most.gate.value} gate in {where}"
+        share = f"{most.low + most.high:.1%} of the values of the {most.gate.value} gate"
+        return f"saturated most: {share} in {where}"
 
     def columns(self) -> dict[str, Any]:
         """module where there are several, layer, direction, gate, low, high, and the unit that is worst."""
