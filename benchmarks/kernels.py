@@ -3,7 +3,9 @@
     make bench        or        python benchmarks/kernels.py [--quick] [WORD …]
 
 Each row times unspool and its peers on the same tensors in turn and compares medians; a ratio above 1 means
-that unspool is faster.  WORDs choose the rows whose title holds one, and then nothing is written down.
+that unspool is faster.  The machine's limits are measured in the same process, between the rows; a row's
+share of the floor is the time that its products alone would take at the best rate seen.  WORDs choose the
+rows whose title holds one, and then nothing is written down.
 Refuses to run when the contract suite is red.
 """
 
@@ -11,18 +13,23 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from stamp import in_words, stamp
 from unspool import nn
+from unspool.exchange import to_onnx
 from unspool.kernels import native
+from unspool.kernels.contract import Cell, Weights
+from unspool.stream import Stream
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -30,7 +37,14 @@ PATIENCE_SECONDS = 6.0  # for the rounds of one row
 
 
 Ways = dict[str, Callable[[], object]]  # the ways of doing one piece of work, ours first
-Row = tuple[str, Callable[[], Ways]]  # its title, and what builds it when its turn comes
+
+
+class Row(NamedTuple):
+    """One row of the table."""
+
+    title: str
+    build: Callable[[], Ways]  # called when its turn comes
+    products: int = 0  # multiplications with their additions in float32; 0: not counted
 
 
 def main() -> None:
@@ -52,26 +66,31 @@ def main() -> None:
     torch.set_num_threads(native.threads())
     about = stamp("make bench")
     results = []
-    for title, build in rows():
+    limits = Limits()
+    for title, build, products in rows():
         if words and not any(word in title for word in words):
             continue
+        limits.measure()
         medians = interleaved(build(), 1.0 if quick else PATIENCE_SECONDS)
-        results.append({"work": title, "us": medians})
+        results.append({"work": title, "us": medians, "products": products})
         ours, *peers = medians.items()
         said = "; ".join(f"{name} {us:,.1f} ({us / ours[1]:.2f}×)" for name, us in peers)
         print(f"{title}: {ours[1]:,.1f} µs; {said}", flush=True)
     if words:
         return
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "kernels.json").write_text(json.dumps({"about": about, "rows": results}, indent=1) + "\n")
-    (RESULTS / "kernels.md").write_text(table(about, results))
+    kept = {"about": about, "limits": limits.best, "rows": results}
+    (RESULTS / "kernels.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (RESULTS / "kernels.md").write_text(table(about, limits, results))
     print(f"written: {RESULTS / 'kernels.md'}")
 
 
 def rows() -> Iterator[Row]:
     """Every row, built when its turn comes."""
     for hidden in (64, 128, 256, 512):
-        yield f"one step, LSTM, B=1, H={hidden}", lambda H=hidden: step(H)
+        yield Row(f"one step, LSTM, B=1, H={hidden}", lambda H=hidden: step(H))
+    for hidden in (128, 256, 512):
+        yield Row(f"one step, LSTM, B=1, H={hidden}, by precision", lambda H=hidden: narrow_step(H))
     for directions in (1, 2):
         for training in (False, True):
             yield layer_row("LSTM", 100, 1, 128, directions, None, training)
@@ -87,8 +106,15 @@ def rows() -> Iterator[Row]:
             for training in (False, True):
                 yield layer_row("LSTM", 64, batch, hidden, 1, None, training)
     yield layer_row("LSTM", 20, 50, 48, 2, None, True)
-    yield "resets at 3 % of steps, LSTM, T=128, B=16, H=128: forward and backward", resets
-    yield "the trace kept, LSTM, T=64, B=32, H=256: inference", traced
+    for hidden in (128, 256, 512):
+        for batch in (8, 32):
+            title = f"LSTM in bfloat16, T=64, B={batch}, I=H={hidden}: training, the kernels beside autocast"
+            yield Row(title, lambda B=batch, H=hidden: bfloat16_training(B, H))
+    yield Row("resets at 3 % of steps, LSTM, T=128, B=16, H=128: forward and backward", resets)
+    yield Row("the trace kept, LSTM, T=64, B=32, H=256: inference", traced)
+    for hidden, classes in ((128, 2_000), (256, 5_000)):
+        title = f"a whole training step: embedding, LSTM T=32 B=16 H={hidden}, {classes:,} classes, AdamW"
+        yield Row(title, lambda H=hidden, n=classes: whole_step(H, n))
 
 
 def step(hidden: int) -> Ways:
@@ -103,12 +129,91 @@ def step(hidden: int) -> Ways:
     array, sequence = x.numpy(), x.unsqueeze(0)
     state = (torch.zeros(1, hidden), torch.zeros(1, hidden))
     states = (state[0].unsqueeze(0), state[1].unsqueeze(0))
+    graph = onnx_runtime(ours)
+    zeros = np.zeros((1, 1, hidden), np.float32)
+    fed = {
+        "input": array[None],
+        "sequence_lens": np.ones(1, np.int32),
+        "initial_h": zeros,
+        "initial_c": zeros,
+    }
     return {
         "unspool": lambda: stream.step(array),
         "nn.LSTM": without_gradient(lambda: layer(sequence, states)),
         "nn.LSTMCell": without_gradient(lambda: cell(x, state)),
+        "ONNX Runtime": lambda: graph.run(None, fed),
         "from a tensor": lambda: stream.step(x),
     }
+
+
+def narrow_step(hidden: int) -> Ways:
+    """One streaming step with weights in fewer bits, against ours in float32."""
+    weights = [torch.randn(4 * hidden, hidden).numpy() / hidden**0.5 for _ in range(2)]
+    parts = Weights(*weights, torch.zeros(4 * hidden).numpy())
+    x = torch.randn(1, hidden).numpy()
+
+    def way(precision: str) -> Callable[[], object]:
+        stream = Stream([native.prepare(Cell.LSTM, [parts], precision=precision)], 1)
+        return lambda: stream.step(x)
+
+    return {"int8": way("int8"), "bfloat16": way("bfloat16"), "float32": way("float32")}
+
+
+def bfloat16_training(batch: int, hidden: int) -> Ways:
+    """Forward and backward of the kernels, their packing included, against torch's layer under autocast."""
+    layer = torch.nn.LSTM(hidden, hidden)
+    weights = [
+        getattr(layer, f"{name}_l0").detach().numpy() for name in ("weight_ih", "weight_hh", "bias_ih")
+    ]
+    x, d_out = torch.randn(64, batch, hidden), torch.randn(64, batch, hidden)
+    arrays = x.numpy(), d_out.unsqueeze(2).numpy()
+    x = x.requires_grad_()
+
+    def ours() -> object:
+        prepared = native.prepare(Cell.LSTM, [Weights(*weights)], precision="bfloat16")
+        trace, _ = native.forward(prepared, arrays[0])
+        return native.backward(prepared, arrays[0], trace, d_hidden=arrays[1])
+
+    def autocast() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)[0]
+        out.backward(d_out.to(out.dtype))
+
+    return {"unspool": ours, "nn.LSTM, autocast": autocast}
+
+
+def whole_step(hidden: int, classes: int) -> Ways:
+    """What a user trains: our layer's work among torch's own, on the same cores."""
+
+    def way(layer: Any) -> Callable[[], object]:
+        torch.manual_seed(0)
+        embedding, recurrent = torch.nn.Embedding(classes, hidden), layer(hidden, hidden)
+        scores = torch.nn.Linear(hidden, classes)
+        parameters = [*embedding.parameters(), *recurrent.parameters(), *scores.parameters()]
+        optimizer = torch.optim.AdamW(parameters)
+        x, gold = torch.randint(classes, (32, 16)), torch.randint(classes, (32 * 16,))
+
+        def run() -> None:
+            optimizer.zero_grad()
+            given = scores(recurrent(embedding(x))[0]).flatten(0, 1)
+            torch.nn.functional.cross_entropy(given, gold).backward()
+            optimizer.step()
+
+        return run
+
+    return {"unspool": way(nn.LSTM), "nn.LSTM": way(torch.nn.LSTM)}
+
+
+def onnx_runtime(layer: nn.LSTM) -> Any:
+    """An ONNX Runtime session of a layer, on as many threads as ours."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        to_onnx(layer, Path(folder) / "layer.onnx")
+        data = (Path(folder) / "layer.onnx").read_bytes()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = native.threads()
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def layer_row(
@@ -119,7 +224,11 @@ def layer_row(
     what = "training" if training else "inference"
     two = ", two directions" if directions == 2 else ""
     title = f"{cell}, T={steps}, B={batch}, I=H={hidden}{two}{lengths}: {what}"
-    return title, lambda: layer(cell, steps, batch, hidden, directions, bool(ragged), training)
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[cell]
+    products = (
+        0 if ragged else steps * batch * directions * gates * hidden * 2 * hidden * (3 if training else 1)
+    )
+    return Row(title, lambda: layer(cell, steps, batch, hidden, directions, bool(ragged), training), products)
 
 
 def layer(
@@ -182,8 +291,6 @@ def resets() -> Ways:
 
 def traced() -> Ways:
     """Every gate and state kept, against none; the ratio is what keeping them costs the other way round."""
-    from unspool.kernels.contract import Cell, Weights
-
     hidden = 256
     weights = [torch.randn(4 * hidden, hidden).numpy() / 16 for _ in range(2)]
     prepared = native.prepare(Cell.LSTM, [Weights(*weights, torch.zeros(4 * hidden).numpy())])
@@ -222,22 +329,50 @@ def interleaved(ways: Ways, seconds: float) -> dict[str, float]:
     return {name: round(statistics.median(each), 2) for name, each in times.items()}
 
 
-def table(about: dict[str, object], results: list[dict[str, Any]]) -> str:
+class Limits:
+    """The best rates seen of what the machine can do."""
+
+    SIZES = (16 << 10, 512 << 10, 8 << 20, 64 << 20)
+
+    def __init__(self) -> None:
+        self.best: dict[str, float] = {}
+
+    def measure(self) -> None:
+        """Once more; a tenth of a second or two."""
+        for precision in ("float32", "bfloat16", "int8"):
+            self._keep(precision, native.roofline(precision)[0])
+        for size in self.SIZES:
+            self._keep(f"read {size >> 10} KiB", native.roofline("float32", size)[1])
+
+    def _keep(self, name: str, rate: float) -> None:
+        self.best[name] = max(rate, self.best.get(name, 0.0))
+
+
+def table(about: dict[str, object], limits: Limits, results: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
+    said = ", ".join(
+        f"{name} {2 * rate / 1e9:,.0f} GFLOP/s" if "read" not in name else f"{name} {rate / 1e9:,.0f} GB/s"
+        for name, rate in limits.best.items()
+    )
     lines = [
         "# unspool against torch",
         "",
         in_words(about),
         "",
-        "Medians of interleaved calls in one run, in µs; in brackets how many times faster unspool is.",
+        "Medians of interleaved calls in one run, in µs; in brackets how many times faster the first is.",
+        "The machine at the most (the best of a measurement before each row; all threads at once, each",
+        f"reading a block of its own): {said}.",
+        "Share: the time that a row's products alone would take at that rate, of the time unspool took.",
         "",
-        "| work | unspool | peers |",
-        "|---|---|---|",
+        "| work | unspool | peers | share |",
+        "|---|---|---|---|",
     ]
     for row in results:
         (_, ours), *peers = row["us"].items()
         said = "; ".join(f"{name} {us:,.1f} (**{us / ours:.2f}×**)" for name, us in peers)
-        lines.append(f"| {row['work']} | {ours:,.1f} | {said} |")
+        floor = 1e6 * row["products"] / limits.best["float32"]
+        share = f"{floor / ours:.0%}" if floor else ""
+        lines.append(f"| {row['work']} | {ours:,.1f} | {said} | {share} |")
     return "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -15,6 +16,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "engine.h"
@@ -367,6 +369,20 @@ NB_MODULE(_core, m) {
     std::vector<std::string> names;
     for (const char* const* name = engine_names(); *name != nullptr; ++name) names.emplace_back(*name);
     return names;
+  });
+  // (products a second from registers, bytes a second from blocks of this size, each thread its own).
+  m.def("roofline", [](const std::string& isa, const std::string& precision, int64_t bytes, int threads) {
+    const Engine* engine = choose_engine(isa.c_str(), precision.c_str());
+    if (engine == nullptr || bytes < 1 || bytes > (int64_t{1} << 30) || threads < 1 || threads > 4096)
+      throw std::invalid_argument("no such engine, size or number of threads");
+    Interruptible stop;
+    std::pair<double, double> most;
+    {
+      nb::gil_scoped_release unlocked;
+      most = {engine->products_a_second(threads, stop), engine->bytes_a_second(bytes, threads, stop)};
+    }
+    if (stop.raised || most.first == 0.0 || most.second == 0.0) stop.fail();
+    return most;
   });
   // The address of a function of the process that runs a team of threads (pool.h), or 0 for own threads.
   m.def("lend", [](uintptr_t team) { lend(reinterpret_cast<Team>(team)); });

@@ -2,7 +2,8 @@
 // instruction set, with UNSPOOL_ISA as its name; nothing here is visible but that one table.
 //
 // What it is made of: vector.h (W floats), tile.h (the one product), panels.h (packed weights), batch.h
-// (ragged sequences), forward.h, step.h, backward.h, products.h (gradients after the sweep).
+// (ragged sequences), forward.h, step.h, backward.h, products.h (gradients after the sweep),
+// roofline.h (what the machine can do at the most).
 //
 // Everything is one tile, each output summed in one order, in one accumulator.  So an output's bits do not
 // depend on the tile's shape, on its neighbours, or on the number of threads.  Work is split over outputs, never
@@ -19,6 +20,7 @@
 #include "forward.h"
 #include "memory.h"
 #include "products.h"
+#include "roofline.h"
 #include "step.h"
 
 namespace unspool {
@@ -183,6 +185,6 @@ bool backward(const Packed& packed, const Run& run, const Arriving& in, const Ba
 // int8 has no gradients.
 extern const Engine ENGINE;
 const Engine ENGINE = {QUOTE(UNSPOOL_ISA), QUOTE(UNSPOOL_PRECISION), pack, release, forward,
-                       kInt8 ? nullptr : backward, step};
+                       kInt8 ? nullptr : backward, step, products_a_second, bytes_a_second};
 
 }  // namespace unspool

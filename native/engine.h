@@ -104,6 +104,8 @@ struct Engine {
   bool (*backward)(const Packed& packed, const Run& run, const Arriving& in, const Backward& out,
                    int threads);
   bool (*step)(const Packed& packed, const Step& step, int threads);  // in float32 takes no memory
+  double (*products_a_second)(int threads, Stop& stop);                // 0 when memory runs out
+  double (*bytes_a_second)(int64_t bytes, int threads, Stop& stop);    // of blocks of this size; likewise
 };
 
 // The engine of an instruction set and a precision; null when it is not built in or cannot run here.

@@ -983,3 +983,29 @@ def test_two_processes_train_as_one(tmp_path: Path, data: Path) -> None:
     )
     assert again.returncode == 1
     assert again.stderr.count(b"exists and is not empty") == 1
+
+
+def test_bench_says_what_the_machine_and_a_layer_do() -> None:
+    small = ("bench", "--hidden-size", "24", "--batch", "3", "--steps", "5")
+    done = call(*small, "--cell", "gru", "--json")
+    assert (done.code, done.err) == (0, "")
+    found = json.loads(done.out)
+    assert (found["cell"], found["hidden_size"], found["batch"], found["steps"]) == ("gru", 24, 3, 5)
+    rates = [*found["machine"]["products"].values(), *found["machine"]["bytes"].values()]
+    assert all(1e8 < rate < 1e15 for rate in rates)  # a loop that the compiler left out would be faster
+    assert found["layer"]["float32"]["largest difference"] == 0
+    for narrow in ("bfloat16", "int8"):
+        row = found["layer"][narrow]
+        assert 0 < row["mean difference"] < row["largest difference"] < 0.05
+    plain = call(*small).out
+    assert all(name in plain for name in ("float32", "bfloat16", "int8", "64 MiB", "24 inputs and units"))
+
+
+def test_bench_refuses_sizes_that_cannot_be() -> None:
+    done = call("bench", "--steps", "0")
+    assert (done.code, done.out) == (1, "")
+    assert "--steps" in done.err
+    assert "Received: 0" in done.err
+    done = call("bench", "--hidden-size", "100000")
+    assert (done.code, done.out) == (1, "")
+    assert "GB" in done.err

@@ -230,6 +230,18 @@ def test_a_library_that_is_not_loaded_or_has_no_threads_is_left_alone(native: Mo
     assert in_a_new_process(code) == "own"
 
 
+def test_the_machines_limits_are_those_of_a_machine(restored: ModuleType) -> None:
+    """Work that the compiler left out would look like a thousand times more."""
+    for precision in ("float32", "bfloat16", "int8"):
+        products, read = restored.roofline(precision)
+        assert 1e8 < products < 1e15
+        assert 1e8 < read < 1e15
+    with pytest.raises(ValueError, match="no such engine"):
+        restored.roofline("float32", 0)
+    with pytest.raises(ValueError, match="no such engine"):
+        restored.roofline("float64")
+
+
 def test_a_child_forked_after_a_parallel_region_works(native: ModuleType) -> None:
     """The pool's threads do not cross a fork; the child makes its own, and so does its child."""
     code = """

@@ -1,4 +1,4 @@
-"""The command line: train, eval, predict, generate, inspect, export, convert, lab, data, info.
+"""The command line: train, eval, predict, generate, inspect, export, convert, lab, bench, data, info.
 
 stdout carries data alone; progress, warnings and errors go to stderr.  Exit codes: 0 done; 1 the run failed;
 2 wrong usage; 3 a check did not hold; 130 and 143 after Ctrl-C and SIGTERM, once last/ is saved.
@@ -449,6 +449,43 @@ def run_lab(
             _print(result.text() + "\n")
         sys.stdout.flush()
     return 0 if held else CHECK
+
+
+@app.command(name="bench")
+def run_bench(
+    *,
+    cell: Cell = Cell.LSTM,
+    hidden_size: int = 256,
+    batch: int = 32,
+    steps: int = 64,
+    json: Json = False,
+) -> int:
+    """Measure this machine, and a layer in float32, bfloat16 and int8, with what they cost in accuracy.
+
+    unspool bench
+    unspool bench --hidden-size 512 --batch 8
+
+    Parameters
+    ----------
+    cell
+        The recurrent cell.
+    hidden_size
+        Units, and inputs.
+    batch
+        Sequences at once.
+    steps
+        Steps of a sequence.
+    json
+        Print one JSON object.
+    """
+    from unspool.cli import bench
+
+    found = bench.measure(cell, hidden_size, batch, steps)
+    if json:
+        _print_json(found)
+    else:
+        _print(bench.text(found))
+    return 0
 
 
 @_data.command(name="list")

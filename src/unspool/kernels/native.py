@@ -165,6 +165,19 @@ def share_threads(library: Path) -> None:
         _pool = library.name
 
 
+def roofline(precision: str = "float32", size: int = 16_384) -> tuple[float, float]:
+    """Measure what this machine can do at the most, on all of the engine's threads; some tenths of a second.
+
+    Args:
+        precision: "float32", "bfloat16" or "int8": what is multiplied.
+        size: bytes of the block that each thread reads over and over; its cache level sets the pace.
+
+    Returns:
+        Multiplications with their additions a second, from registers; bytes read a second.
+    """
+    return _core.roofline(_isa, precision, size, _threads)
+
+
 def set_threads(count: int) -> None:
     """Set how many threads the engine uses at the most; results do not depend on it."""
     global _threads
