@@ -24,6 +24,7 @@ WITH_TORCH = (
     "training.py",
     "recipes/sentiment.py",
     "recipes/tagging.py",
+    "recipes/translation.py",
     "recipes/language_model.py",
     "recipes/layers.py",
     "lab/adding.py",

@@ -91,3 +91,33 @@ def test_wilson_refuses_impossible_counts(correct: int, n: int, confidence: floa
 def test_metrics_and_files_do_without_torch() -> None:
     code = "import sys, unspool.files, unspool.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_word_errors_take_the_nearest_of_several_references() -> None:
+    found = metrics.WordErrors.of(["A B", "C", "D E F"], [("A B", "A"), ("K", "C C"), ("D X", "D E G F")])
+    assert found.value == pytest.approx(2 / 3)
+    # "C" is one deletion from "C C", which has two units; "D E F" one from "D E G F".
+    assert found.unit_errors == pytest.approx((0 + 1 + 1) / (2 + 1 + 4))
+    assert metrics.WordErrors.of(["a"], [("A",)], lowercase=True).value == 0
+    with pytest.raises(InputError):
+        metrics.WordErrors.of(["a"], [])
+
+
+def test_edits_are_those_of_the_textbook() -> None:
+    assert metrics.edits("kitten", "sitting") == 3
+    assert metrics.edits("", "abc") == metrics.edits("abc", "") == 3
+    assert metrics.edits("abc", "abc") == 0
+
+
+def test_bleu_says_how_it_was_counted() -> None:
+    texts = ["the cat sat on the mat today", "a dog runs over the green grass"]
+    found = metrics.Bleu.of(texts, [(text,) for text in texts])
+    assert found.value == pytest.approx(100)
+    assert found.chrf == pytest.approx(100)
+    assert "case:mixed|" in found.signature
+    assert "tok:13a" in found.signature
+    upper = [(text.upper(),) for text in texts]
+    assert metrics.Bleu.of(texts, upper).value < 1
+    lower = metrics.Bleu.of(texts, upper, lowercase=True)
+    assert lower.value == pytest.approx(100)
+    assert "case:lc|" in lower.signature

@@ -18,12 +18,14 @@ from unspool.introspect import capture
 from unspool.language import LanguageModel
 from unspool.model import Model
 from unspool.tagger import Tagger
+from unspool.translator import Translator
 
 __version__ = "0.1.0"
 __all__ = [
     "LanguageModel",
     "Model",
     "Tagger",
+    "Translator",
     "__version__",
     "capture",
     "errors",

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unspool.data import schemes
-from unspool.errors import InputError
+from unspool.errors import InputError, MissingExtra
 
 
 def accuracy(predicted: ArrayLike, gold: ArrayLike) -> float:
@@ -191,3 +191,129 @@ class SpanScore:
             a, b = set(schemes.spans(mine)), set(schemes.spans(theirs))
             right, found, total = right + len(a & b), found + len(a), total + len(b)
         return cls(right, found, total)
+
+
+@dataclass(frozen=True)
+class Bleu:
+    """BLEU and chrF of a set of translations, by sacreBLEU, with the signature that makes them comparable.
+
+    Source: Papineni et al. 2002; Popović 2015; Post 2018.
+    """
+
+    value: float
+    chrf: float
+    signature: str
+    chrf_signature: str
+    examples: int
+
+    @property
+    def in_words(self) -> str:
+        """All of it, for people."""
+        return (
+            f"BLEU {self.value:.2f} ({self.signature}), chrF {self.chrf:.2f} ({self.chrf_signature}), "
+            f"{self.examples:,} texts"
+        )
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return {
+            "metric": "bleu",
+            "value": self.value,
+            "signature": self.signature,
+            "chrf": self.chrf,
+            "chrf_signature": self.chrf_signature,
+            "examples": self.examples,
+        }
+
+    @classmethod
+    def of(
+        cls, predicted: Sequence[str], gold: Sequence[Sequence[str]], *, lowercase: bool = False
+    ) -> "Bleu":
+        """Compare translations with their references, the same number for each.
+
+        Raises:
+            InputError: the lists differ in length, or there are none.
+            MissingExtra: sacreBLEU is not installed.
+        """
+        _check_references(predicted, gold)
+        try:
+            from sacrebleu.metrics.bleu import BLEU
+            from sacrebleu.metrics.chrf import CHRF
+        except ModuleNotFoundError as error:
+            raise MissingExtra("BLEU", "sacrebleu", "translate") from error
+        references = [[row[k] for row in gold] for k in range(len(gold[0]))]
+        bleu, chrf = BLEU(lowercase=lowercase), CHRF(lowercase=lowercase)
+        found = [metric.corpus_score(list(predicted), references).score for metric in (bleu, chrf)]
+        return cls(found[0], found[1], str(bleu.get_signature()), str(chrf.get_signature()), len(gold))
+
+
+@dataclass(frozen=True)
+class WordErrors:
+    """The share of inputs whose output is none of its references, with its 95 % interval.
+
+    Also the units, such as phonemes, to insert, delete or replace, over those of the nearest reference.
+    """
+
+    value: float
+    low: float
+    high: float
+    unit_errors: float
+    examples: int
+
+    @property
+    def in_words(self) -> str:
+        """All of it, for people."""
+        return (
+            f"word error {self.value:.2%} (95 % interval {self.low:.2%} to {self.high:.2%}, "
+            f"{self.examples:,} words), unit error {self.unit_errors:.2%}"
+        )
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return {
+            "metric": "word-error",
+            "value": self.value,
+            "interval": [self.low, self.high],
+            "unit_error": self.unit_errors,
+            "examples": self.examples,
+        }
+
+    @classmethod
+    def of(
+        cls, predicted: Sequence[str], gold: Sequence[Sequence[str]], *, lowercase: bool = False
+    ) -> "WordErrors":
+        """Compare outputs with their references, units between spaces.
+
+        Raises:
+            InputError: the lists differ in length, or there are none.
+        """
+        _check_references(predicted, gold)
+        wrong = errors = units = 0
+        for text, references in zip(predicted, gold, strict=True):
+            mine = (text.lower() if lowercase else text).split()
+            theirs = [(r.lower() if lowercase else r).split() for r in references]
+            wrong += mine not in theirs
+            distance, size = min((edits(mine, reference), len(reference)) for reference in theirs)
+            errors, units = errors + distance, units + size
+        low, high = wilson(wrong, len(gold))
+        return cls(wrong / len(gold), low, high, errors / max(units, 1), len(gold))
+
+
+def edits(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many units to insert, delete or replace to make b of a (Levenshtein 1966)."""
+    row = list(range(len(b) + 1))
+    for i, unit in enumerate(a, start=1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(b, start=1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (unit != other))
+    return row[-1]
+
+
+def _check_references(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> None:
+    if not gold or len(predicted) != len(gold) or not all(gold):
+        raise InputError(
+            f"one output an input is needed, and one reference or more.\n"
+            f"  Received: {len(predicted)} outputs for {len(gold)} inputs."
+        )

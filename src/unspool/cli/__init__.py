@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 import unspool
 from unspool import files, introspect, recipes
-from unspool.cli import language, tagging
+from unspool.cli import language, tagging, translation
 from unspool.data import readers, sources
 from unspool.data.benchmarks import benchmark
 from unspool.errors import ConfigError, DataError, InputError, TrainingError, UnspoolError
@@ -36,6 +36,7 @@ from unspool.language import LanguageModel
 from unspool.metrics import Accuracy
 from unspool.model import Model, task_of
 from unspool.tagger import TASK as TAGGING
+from unspool.translator import TASK as TRANSLATION
 
 FAILED, USAGE, CHECK, INTERRUPTED = 1, 2, 3, 130
 
@@ -83,6 +84,16 @@ _HELP = {
     Without --train it learns from the source text of Python's own standard library.
     --config FILE takes the options from a run's config.toml; those on the command line win.
     """,
+    "translation": """Train an encoder and decoder: a sequence turned into another.
+
+    unspool train translation -o runs/phonemes
+    unspool train translation --train train.de --train-target train.en -o runs/de-en
+    unspool train translation --train pairs.tsv --source-units words --target-units words -o runs/mine
+
+    Without --train it learns to pronounce English words.  Files are two sides, line by line, or source, tab,
+    target.
+    --config FILE takes the options from a run's config.toml; those on the command line win.
+    """,
 }
 _recipes = {name: App(name=name, help=text) for name, text in _HELP.items()}
 _data = App(name="data", help="List, fetch and check the data that recipes train on.")
@@ -95,6 +106,7 @@ Folder = Annotated[Path, Parameter(name="MODEL")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
+Beam = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
 
 @app.command(name="eval")
@@ -103,8 +115,10 @@ def evaluate(
     /,
     *,
     data: Path | None = None,
+    target: Path | None = None,
     text_column: str = "text",
     label_column: str = "label",
+    beam: Beam = 5,
     minimum: Annotated[float | None, Parameter(name="--min")] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -114,6 +128,7 @@ def evaluate(
     unspool eval runs/demo/best
     unspool eval runs/demo/best --data my.tsv --json --min 0.8
     unspool eval runs/tags/best --data test.conllu
+    unspool eval runs/de-en/best --data test.de --target test.en
 
     Parameters
     ----------
@@ -122,10 +137,14 @@ def evaluate(
     data
         Texts and labels as TSV, CSV or JSONL, for a tagger CoNLL-U or columns.  Without it: what the run
         was measured on.
+    target
+        For a translator the target side of --data, line by line; without it --data holds both, with a tab.
     text_column
         The column that holds the text.
     label_column
         The column that holds the label.
+    beam
+        For a translator, how many hypotheses go on at a time; 1 is greedy search.
     minimum
         Exit with 3 if the score is lower, 0 to 1.
     json
@@ -147,6 +166,17 @@ def evaluate(
             _print_json({**language.as_json(likelihood), "model_sha256": files.digest(model)})
         else:
             _print(language.in_words(likelihood))
+        return 0
+    if task == TRANSLATION:
+        if minimum is not None:
+            raise ConfigError(
+                "a translator's scores are no shares of right answers.\n  Fix: leave --min out."
+            )
+        scored = translation.evaluate(model, data, target, beam=beam, quiet=quiet)
+        if json:
+            _print_json({**scored.as_json, "model_sha256": files.digest(model)})
+        else:
+            _print(scored.in_words)
         return 0
     if task == TAGGING:
         found, sha = tagging.evaluate(model, data, quiet=quiet), files.digest(model)
@@ -184,16 +214,18 @@ def predict(
     model: Folder,
     /,
     *texts: str,
+    beam: Beam = 5,
     quiet: Quiet = False,
 ) -> int:
     """Label texts: one JSON line a text.
 
     A tagger gives the sentences with their labels, as its files have them; a language model says how likely
-    each text is.
+    each text is; a translator turns each into a line.
 
     unspool predict runs/demo/best "a quietly moving film"
     unspool predict runs/demo/best < lines.txt
     unspool predict runs/tags/best < plain.conllu > tagged.conllu
+    unspool predict runs/de-en/best < text.de > text.en
 
     Parameters
     ----------
@@ -202,6 +234,8 @@ def predict(
     texts
         The texts; one that begins with a dash goes after `--`.  Without any, each line of stdin is one;
         a tagger reads CoNLL-U or columns there, and here words between spaces.
+    beam
+        For a translator, how many hypotheses go on at a time; 1 is greedy search.
     quiet
         Do not say that texts are awaited from the keyboard.
     """
@@ -212,6 +246,15 @@ def predict(
         loaded_language = LanguageModel.load(model)
         for text in texts or _lines_of_stdin():
             _print_json({"text": text, **language.as_json(loaded_language.likelihood(text))})
+        return 0
+    if task == TRANSLATION:
+        awaited = not texts and sys.stdin.isatty()
+        if awaited and not quiet:
+            _say("reading texts from the keyboard, one a line; end with Ctrl-D")
+        for made in translation.predict(model, texts or _lines_of_stdin(), 1 if awaited else 64, beam):
+            for line in made:
+                _print(line)
+            sys.stdout.flush()
         return 0
     if task == TAGGING:
         for text in tagging.predict(model, texts, sys.stdin.buffer):
@@ -276,6 +319,7 @@ def inspect(
     /,
     *,
     output: Output = None,
+    beam: Beam = 5,
     json: Json = False,
     no_color: Annotated[bool, Parameter(name="--no-color", negative="")] = False,
     quiet: Quiet = False,
@@ -284,6 +328,7 @@ def inspect(
 
     unspool inspect runs/demo/best "The movie was terribly exciting!"
     unspool inspect runs/demo/best "Not bad at all." -o gates.html
+    unspool inspect runs/de-en/best "Ein Hund rennt." -o attention.html
 
     Parameters
     ----------
@@ -293,6 +338,8 @@ def inspect(
         What it is to read; one that begins with a dash goes after `--`.
     output
         Also write FILE.html (a page), FILE.png (a picture) or FILE.safetensors (the numbers).
+    beam
+        For a translator, how many hypotheses go on at a time; 1 is greedy search.
     json
         Print the contributions and the mean gates as one JSON object, and no heat map.
     no_color
@@ -311,6 +358,17 @@ def inspect(
     task = task_of(model)
     if task == LANGUAGE_MODEL:
         raise ConfigError("inspect does not read a language model yet.\n  Fix: unspool predict MODEL TEXT.")
+    if task == TRANSLATION:
+        if output is not None and output.suffix == ".png":
+            raise ConfigError("inspect draws no picture of a translator yet.\n  Fix: end it in .html.")
+        if json and output is None:
+            _print_json(translation.inspection(model, text, beam))
+        else:
+            drawn = translation.picture(model, text, beam, output)
+            _print(drawn)
+            if output is not None and not quiet:
+                _say(f"written: {output}")
+        return 0
     if task == TAGGING:
         if output is not None:
             raise ConfigError(

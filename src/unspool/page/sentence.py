@@ -178,7 +178,7 @@ _JOINERS = "\u200c\u200d\ufe0e\ufe0f"
 _LEFT_TO_RIGHT_MARK = "\u200e"
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Replace what cannot be seen or would steer a terminal: ESC becomes ␛, other controls �."""
     shown = "".join(_visible(character) for character in text)
     if not shown.strip(_JOINERS):
@@ -203,7 +203,7 @@ def _cells(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def _columns(text: str) -> int:
+def cells_of(text: str) -> int:
     """How many columns of a terminal a text takes."""
     return sum(map(_cells, text))
 
@@ -211,8 +211,8 @@ def _columns(text: str) -> int:
 def _cut(text: str, width: int) -> str:
     """Make text safe, and end it with … if it takes more than `width` columns."""
     kept, used, room = "", 0, width
-    text = _clean(text)
-    if _columns(text) > width:
+    text = clean(text)
+    if cells_of(text) > width:
         room = width - 1
     for character in text:
         used += _cells(character)
@@ -225,7 +225,7 @@ def _cut(text: str, width: int) -> str:
 def _fit(text: str, width: int) -> str:
     """Make text safe and exactly `width` columns wide."""
     shown = _cut(text.translate(dict.fromkeys(map(ord, _JOINERS))), width)
-    pad = " " * (width - _columns(shown))
+    pad = " " * (width - cells_of(shown))
     # What follows a word of Hebrew or Arabic must not be drawn into its right-to-left run.
     turned = any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in shown)
     return f"{shown}{_LEFT_TO_RIGHT_MARK if turned else ''}{pad}"
@@ -363,7 +363,7 @@ def _table_lines(
     block = 5 if width - _BESIDES - len(shown) * (1 + _across(5, columns)) >= 24 else 4
     across = _across(block, columns)
     room = width - _BESIDES - len(shown) * (1 + across)  # for the word and its bar
-    longest = max(4, *(_columns(_clean(word)) for word in recording.words))
+    longest = max(4, *(cells_of(clean(word)) for word in recording.words))
     word_width = min(longest, max(_MIN_WORD, room - 10), 24)
     side = min((room - word_width - 2) // 2, 10)  # of the bar
     if side < 2:
@@ -490,7 +490,7 @@ def html(recording: Recording, contributions: Contributions) -> str:
         InputError: the two are not of one text.
     """
     _check(recording, contributions)
-    label, rival = escape(_clean(contributions.label)), escape(_clean(contributions.rival))
+    label, rival = escape(clean(contributions.label)), escape(clean(contributions.rival))
     layers = range(len(recording.traces) - 1, -1, -1)
     return "\n".join(
         [
@@ -524,7 +524,7 @@ def _sentence_part(
         unknown = "" if known else '<abbr title="not in the vocabulary">?</abbr>'
         yield (
             f'<span class="word {side}" style="--share:{share:.2f}">'
-            f"<span><bdi>{escape(_clean(word))}</bdi>{unknown}</span>"
+            f"<span><bdi>{escape(clean(word))}</bdi>{unknown}</span>"
             f"<small>{_minus(_signed(float(value)))}</small></span>"
         )
     yield (
@@ -570,7 +570,7 @@ def _table_part(recording: Recording, contributions: Contributions) -> Iterator[
             for k, of_word in enumerate(of_direction)
         )
         yield (
-            f'<tr><th scope="row"><bdi>{escape(_clean(word))}</bdi>{unknown}</th>'
+            f'<tr><th scope="row"><bdi>{escape(clean(word))}</bdi>{unknown}</th>'
             f'<td class="moved"><span class="bar {side}" style="--length:{length:.1f}%"></span>'
             f"{_minus(_signed(value))}</td>{cells}</tr>"
         )
@@ -616,7 +616,7 @@ def _map(recording: Recording, panel: _Panel, place: str) -> str:
     described = (
         f"{panel.quantity.name}, {place}: {_count(units, 'unit')} by {_count(words, 'word')}, "
         f"colours from {low} to {high}; largest mean {'size ' if panel.signed else ''}"
-        f"{_number(means[most])} at {_clean(recording.words[most])}"
+        f"{_number(means[most])} at {clean(recording.words[most])}"
     )
     data = base64.b64encode(_png(_image(panel), _PALETTES[panel.signed])).decode()
     broken = "" if np.isfinite(panel.values).all() else " Pink: not a number."
@@ -650,7 +650,7 @@ def _word_axis(recording: Recording) -> str:
 
 
 def _axis_height(recording: Recording) -> int:
-    return 14 + 6 * min(_LABEL, 1 + max(_columns(_clean(word)) for word in recording.words))
+    return 14 + 6 * min(_LABEL, 1 + max(cells_of(clean(word)) for word in recording.words))
 
 
 def _step(recording: Recording) -> int:
@@ -874,7 +874,7 @@ def figure(recording: Recording, contributions: Contributions) -> "Figure":
     ]
     beside = len(directions) > 1 and words <= _BESIDE
     column = max(3.3 if beside else 5.4, min((0.23 if words <= _BESIDE else 0.15) * words, _LONGEST))
-    label_height = _CHARACTER * max(map(_columns, labels)) + 0.15
+    label_height = _CHARACTER * max(map(cells_of, labels)) + 0.15
     stacks = 1 if beside else len(directions)
     stack = len(directions[0]) * (_PANEL_HEIGHT + _TITLE_HEIGHT) + label_height
     width = 2 * _MARGIN + (2 * column + _BETWEEN if beside else column)

@@ -5,7 +5,7 @@ from types import ModuleType
 
 from unspool.errors import ConfigError, MissingExtra
 
-NAMES = ("sentiment", "tagging", "language-model")
+NAMES = ("sentiment", "tagging", "language-model", "translation")
 
 
 def load(name: str) -> ModuleType:

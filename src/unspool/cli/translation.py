@@ -1,0 +1,78 @@
+"""What the verbs do with a translator: eval, predict, inspect.  Without torch, and without a word printed."""
+
+import itertools
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from unspool import files
+from unspool.data import pairs
+from unspool.errors import ConfigError, DataError
+from unspool.metrics import Bleu, WordErrors
+from unspool.page import alignment
+from unspool.translator import Translator
+
+
+def evaluate(
+    model: Path, data: Path | None, target: Path | None, *, beam: int, quiet: bool
+) -> Bleu | WordErrors:
+    """Measure a translator on files, or on what its run was measured on."""
+    loaded = Translator.load(model)
+    gold = _own(model, quiet) if data is None else pairs.read(data, target)
+    texts = [made.text for made in loaded.translate([pair.source for pair in gold], width=beam)]
+    measure = Bleu.of if loaded.description.metric == "bleu" else WordErrors.of
+    lowercase = loaded.target.table.lowercase
+    return measure(texts, [pair.targets for pair in gold], lowercase=lowercase)
+
+
+def predict(model: Path, texts: Iterable[str], at_once: int, beam: int) -> Iterator[list[str]]:
+    """Translate texts as they come, `at_once` at a time; the order is kept."""
+    loaded = Translator.load(model)
+    coming = iter(texts)
+    while batch := list(itertools.islice(coming, at_once)):
+        yield [made.text for made in loaded.translate([pairs.tidy(text) for text in batch], width=beam)]
+
+
+def inspection(model: Path, text: str, beam: int) -> dict[str, Any]:
+    """A translation with its attention, for programs."""
+    (found,) = Translator.load(model).translate([pairs.tidy(text)], width=beam)
+    return {
+        "text": found.text,
+        "score": found.score,
+        "log_probability": found.log_probability,
+        "source": list(found.source),
+        "target": list(found.target),
+        "attention": [[round(float(share), 6) for share in row] for row in found.attention],
+    }
+
+
+def picture(model: Path, text: str, beam: int, output: Path | None) -> str:
+    """The same for people; and as a page or as numbers, where a file is named."""
+    (found,) = Translator.load(model).translate([pairs.tidy(text)], width=beam)
+    if output is not None and output.suffix == ".html":
+        files.write_file(output, alignment.html(found).encode())
+    elif output is not None:
+        files.write_file(output, files.pack({"attention": found.attention}))
+    return alignment.terminal(found)
+
+
+def _own(model: Path, quiet: bool) -> list[pairs.Pair]:
+    """What the run of this model folder was measured on."""
+    path = model.absolute().parent / "config.toml"
+    fix = "  Fix: say what to measure on with --data FILE."
+    if not path.is_file():
+        raise DataError(f"what {model} was measured on is not known here: there is no {path}.\n{fix}")
+    try:
+        record = tomllib.loads(path.read_text(encoding="utf-8"))["translation"]
+        left_out: list[DataError] = []
+        on_bad = left_out.append if record["skip_bad"] else None
+        for part in ("test", "dev"):
+            if part in record:
+                return pairs.read(record[part], record.get(f"{part}_target"), on_bad=on_bad)
+        if "train" in record:
+            return pairs.hold_out(pairs.read(record["train"], record.get("train_target"), on_bad=on_bad))[1]
+        name, folder = record["data"], record.get("data_dir")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not the record of a run.\n  Received: {error!r}\n{fix}") from error
+    return pairs.benchmark(name, data_dir=folder, quiet=quiet).test
