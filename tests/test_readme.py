@@ -21,7 +21,7 @@ BLOCKS = re.findall(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with my.tsv, dev.tsv, test.tsv, names.tsv, book.txt, and a run in runs/demo."""
+    """A folder with my.tsv, dev.tsv, test.tsv, names.tsv, pairs.tsv, book.txt, and a run in runs/demo."""
     folder = tmp_path_factory.mktemp("readme")
     chosen = random.Random(0)
     good, bad = ["moving", "funny", "warm", "exciting"], ["dull", "flat", "tired", "empty"]
@@ -37,6 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         first, *rest = chosen.choice(places).split()
         lines += [f"seen{i}\tO", "in\tO", f"{first}\tB-LOC", *[f"{word}\tI-LOC" for word in rest], ""]
     (folder / "book.txt").write_text("the movie was warm. the movie was dull.\n" * 300)
+    pairs = [f"the movie was {a} and {b}\tle film était {a} et {b}" for a in good + bad for b in good + bad]
+    (folder / "pairs.tsv").write_text("\n".join(pairs) + "\n")
     (folder / "names.tsv").write_text("\n".join(lines) + "\n")
     run(folder, "unspool train sentiment --train my.tsv --dev dev.tsv --output runs/demo")
     return folder
