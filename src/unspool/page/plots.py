@@ -98,6 +98,7 @@ def _flow(result: GradientFlow, ax: "Axes") -> None:
         if getattr(result, part) is not None:
             ax.plot(_positive(result.by_lag(part)), line, color=colour, linewidth=1.2, label=label)
     ax.set_yscale("log")
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel(f"steps before step {result.at}, {_READING[result.direction]}")
     ax.set_ylabel("size of the gradient")
     ax.set_title(f"how far the loss of step {result.at} reaches back", fontsize="medium")
@@ -119,6 +120,7 @@ def _jacobian(result: Jacobian, ax: "Axes") -> None:
         path = _positive(np.sort(result.forget_path)[::-1])
         ax.plot(path, ":", color=_GREEN, linewidth=1.5, label="products of forget gates")
     ax.set_yscale("log")
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("rank")
     ax.set_ylabel("singular value")
     ax.set_title(f"state after step {result.at} by that after step {result.of}", fontsize="medium")
@@ -146,6 +148,7 @@ def _spans(result: MemorySpans, ax: "Axes") -> None:
     for one, colour in zip(result, _colours(len(result)), strict=True):
         ax.plot(np.sort(one.steps)[::-1], ".-", color=colour, linewidth=1, markersize=4, label=_place(one))
     ax.set_yscale("log")
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("units, the longest memory first")
     ax.set_ylabel("steps until 1/e is left")
     ax.set_title("memory by the gates alone", fontsize="medium")
@@ -255,6 +258,7 @@ def _map(ax: "Axes", values: Any, what: Gate | str, direction: int) -> None:
         vmax=limit if signed else 1,
     )
     ax.figure.colorbar(image, ax=ax)
+    ax.locator_params(integer=True)
     ax.set_ylabel("unit")
     name = (
         f"{what.value} gate"
