@@ -115,9 +115,9 @@ def main() -> None:
     lines = [
         "# What looking costs",
         "",
-        f"Processor time of one thread, medians of {rounds} interleaved rounds ({rounds // 2} of training",
-        "steps). Off: beside the same call without the taps' lines; on: inside `unspool.capture`, beside off;",
-        "monitor: a training step of which every tenth is measured, beside the plain one. Wanted: at most 1.01,",
+        f"Processor time of one thread, medians of {rounds} interleaved rounds ({rounds // 2} of",
+        "training steps). Off: the same call without the taps' lines; on: inside `unspool.capture`;",
+        "monitor: a training step of which every tenth is measured. Wanted: at most 1.01,",
         "1.3 and 1.05.",
         "",
         in_words(about),

@@ -31,7 +31,7 @@ def refreshing() -> ModuleType:
     return module
 
 
-BLOCKS = {shlex.split(command)[2]: (command, text) for command, text in refreshing().BLOCK.findall(GUIDE)}
+BLOCKS = {refreshing().name(command): (command, text) for command, text in refreshing().BLOCK.findall(GUIDE)}
 
 
 def differing(here: str, there: str) -> list[tuple[str, str]]:
@@ -67,6 +67,8 @@ def test_a_command_prints_what_stands_below_it(
 def test_every_command_has_its_output_and_every_picture_its_command() -> None:
     assert len(BLOCKS) == GUIDE.count("```sh")
     for name, (_, text) in BLOCKS.items():
+        if name == "own_model":
+            continue  # an example, which prints results and claims nothing
         assert text.startswith(f"{name}: {lab.EXPERIMENTS[name]}\n")
         assert "\nyes  " in text
         assert "\nNO   " not in text
