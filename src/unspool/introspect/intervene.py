@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from unspool.errors import InputError
+from unspool.errors import InputError, KernelsError
 from unspool.introspect import stack as stacks
 from unspool.introspect import whole
 from unspool.introspect.capture import capture, tapped
 from unspool.introspect.stack import Numbers, Pass, Stack
-from unspool.kernels import load
-from unspool.kernels.contract import Gate, Trace
+from unspool.kernels.contract import Cell, Gate, Trace, Weights
 
 _STATES = ("hidden", "cell")
 
@@ -131,8 +130,19 @@ def ablate(layer: Any, x: Any, what: Gate | str, **where: Any) -> Pass:
 def _patching(layer: Any) -> Stack:
     """A layer's stack on kernels that run patches: its own, where they do, else the reference."""
     stack = stacks.of(layer)
-    own = stack.kernels is load("reference") or "patch" in getattr(stack.kernels, "OPTIONS", ())
-    return stack if own else stacks.of(layer, "reference")
+    return stack if _runs_patches(stack.kernels) else stacks.of(layer, "reference")
+
+
+def _runs_patches(kernels: Any) -> bool:
+    """Whether a kernel set runs patches: it is asked to, for a layer of one unit."""
+    one = np.ones((1, 1), np.float32)
+    prepared = kernels.prepare(Cell.RNN_TANH, [Weights(one, one, one[0])])
+    value = one.reshape(1, 1, 1, 1) / 2
+    try:
+        trace, _ = kernels.forward(prepared, one[None], patch=Trace(None, value))
+    except KernelsError:
+        return False
+    return bool(trace.hidden[0, 0, 0, 0] == value)
 
 
 def _returned(layer: Any, returned: Any, ran: Pass) -> Any:
