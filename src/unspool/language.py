@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspool import model as serving
-from unspool.errors import ConfigError, InputError
+from unspool.errors import InputError
 from unspool.kernels import choose, load
 from unspool.kernels.contract import Cell, Kernels, State
 from unspool.model import Floats, Ints
@@ -46,16 +46,11 @@ class Description:
     num_layers: int
 
     def __post_init__(self) -> None:
-        for name in ("embedding_size", "hidden_size", "num_layers"):
-            if not 1 <= getattr(self, name) <= _MOST:
-                raise ConfigError(
-                    f"{name} should lie between 1 and {_MOST:,}.\n  Received: {getattr(self, name)!r:.60}."
-                )
-        for name, allowed in (("task", (TASK,)), ("units", UNITS)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"{name} should be one of {', '.join(allowed)}.\n  Received: {getattr(self, name)!r:.60}."
-                )
+        serving.in_range(
+            self,
+            dict.fromkeys(("embedding_size", "hidden_size", "num_layers"), _MOST),
+            {"task": (TASK,), "units": UNITS},
+        )
 
     def as_config(self) -> dict[str, Any]:
         """The description as it stands in config.json."""

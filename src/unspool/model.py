@@ -75,15 +75,7 @@ class Description:
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z][a-z0-9_-]*", self.task):
             raise ConfigError(f"task should be a plain name.\n  Received: {self.task!r:.60}.")
-        for name, most in _MOST.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise ConfigError(
-                    f"{name} should lie between 1 and {most:,}.\n  Received: {getattr(self, name)!r:.60}."
-                )
-        if self.pooling not in POOLINGS:
-            raise ConfigError(
-                f"pooling should be one of {', '.join(POOLINGS)}.\n  Received: {self.pooling!r:.60}."
-            )
+        in_range(self, _MOST, {"pooling": POOLINGS})
         sound = all(map(printable, self.labels)) and len(set(self.labels)) == len(self.labels)
         if not sound or len(self.labels) < 2:
             raise ConfigError(
@@ -336,6 +328,22 @@ def described(cls: type[D], config: Mapping[str, Any]) -> D:
             )
         values[name] = Cell(value) if kind is Cell else tuple(value) if wanted is list else value
     return cls(**values)
+
+
+def in_range(description: Any, most: Mapping[str, int], allowed: Mapping[str, Sequence[str]]) -> None:
+    """Check that sizes of a description lie between 1 and their most, and that names are among those allowed.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name, size in most.items():
+        value = getattr(description, name)
+        if not 1 <= value <= size:
+            raise ConfigError(f"{name} should lie between 1 and {size:,}.\n  Received: {value!r:.60}.")
+    for name, names in allowed.items():
+        value = getattr(description, name)
+        if value not in names:
+            raise ConfigError(f"{name} should be one of {', '.join(names)}.\n  Received: {value!r:.60}.")
 
 
 def as_config(description: Any) -> dict[str, Any]:

@@ -56,16 +56,13 @@ class Description:
     num_layers: int
 
     def __post_init__(self) -> None:
-        for name in ("word_size", "letter_size", "letter_hidden_size", "hidden_size", "num_layers"):
-            if not 1 <= getattr(self, name) <= _MOST:
-                raise ConfigError(
-                    f"{name} should lie between 1 and {_MOST:,}.\n  Received: {getattr(self, name)!r:.60}."
-                )
-        for name, allowed in (("task", (TASK,)), ("scheme", SCHEMES), ("format", FORMATS)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"{name} should be one of {', '.join(allowed)}.\n  Received: {getattr(self, name)!r:.60}."
-                )
+        serving.in_range(
+            self,
+            dict.fromkeys(
+                ("word_size", "letter_size", "letter_hidden_size", "hidden_size", "num_layers"), _MOST
+            ),
+            {"task": (TASK,), "scheme": SCHEMES, "format": FORMATS},
+        )
         sound = all(map(serving.printable, self.labels)) and len(set(self.labels)) == len(self.labels)
         if not sound or not self.labels:
             raise ConfigError(
