@@ -115,6 +115,10 @@ def rows() -> Iterator[Row]:
     for hidden, classes in ((128, 2_000), (256, 5_000)):
         title = f"a whole training step: embedding, LSTM T=32 B=16 H={hidden}, {classes:,} classes, AdamW"
         yield Row(title, lambda H=hidden, n=classes: whole_step(H, n))
+    # Last: a session's threads may live on after its row.
+    for hidden in (64, 128, 256, 512):
+        title = f"one step, LSTM, B=1, H={hidden}, beside ONNX Runtime"
+        yield Row(title, lambda H=hidden: step_beside_onnx_runtime(H))
 
 
 def step(hidden: int) -> Ways:
@@ -141,9 +145,18 @@ def step(hidden: int) -> Ways:
         "unspool": lambda: stream.step(array),
         "nn.LSTM": without_gradient(lambda: layer(sequence, states)),
         "nn.LSTMCell": without_gradient(lambda: cell(x, state)),
-        "ONNX Runtime": lambda: graph.run(None, fed),
         "from a tensor": lambda: stream.step(x),
     }
+
+
+def step_beside_onnx_runtime(hidden: int) -> Ways:
+    """The same against ONNX Runtime; alone with it, since its threads stay awake and would slow torch's."""
+    ours = nn.LSTM(hidden, hidden)
+    stream, graph = ours.stream(), onnx_runtime(ours)
+    x = np.random.default_rng(0).standard_normal((1, hidden), dtype=np.float32)
+    zeros = np.zeros((1, 1, hidden), np.float32)
+    fed = {"input": x[None], "sequence_lens": np.ones(1, np.int32), "initial_h": zeros, "initial_c": zeros}
+    return {"unspool": lambda: stream.step(x), "ONNX Runtime": lambda: graph.run(None, fed)}
 
 
 def narrow_step(hidden: int) -> Ways:
