@@ -133,14 +133,6 @@ def step(hidden: int) -> Ways:
     array, sequence = x.numpy(), x.unsqueeze(0)
     state = (torch.zeros(1, hidden), torch.zeros(1, hidden))
     states = (state[0].unsqueeze(0), state[1].unsqueeze(0))
-    graph = onnx_runtime(ours)
-    zeros = np.zeros((1, 1, hidden), np.float32)
-    fed = {
-        "input": array[None],
-        "sequence_lens": np.ones(1, np.int32),
-        "initial_h": zeros,
-        "initial_c": zeros,
-    }
     return {
         "unspool": lambda: stream.step(array),
         "nn.LSTM": without_gradient(lambda: layer(sequence, states)),
