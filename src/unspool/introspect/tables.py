@@ -5,6 +5,7 @@ Knows no result: each says its title and its columns.  Pictures are drawn by `pa
 
 import importlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
@@ -15,16 +16,16 @@ _HEAD, _TAIL = 14, 6  # rows of a text; what lies between is counted
 _PAGE = 60  # rows of a notebook's table
 
 
-class Shown:
+class Shown(ABC):
     """What every result has: a line for the prompt, a short text, HTML for a notebook, `to_frame`."""
 
+    @abstractmethod
     def title(self) -> str:
         """What this is, in a line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def columns(self) -> Mapping[str, Any]:
         """The result's rows, column by column, all of one length."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.title()}>"
