@@ -24,6 +24,8 @@ WITH_TORCH = (
     "training.py",
     "recipes/sentiment.py",
     "recipes/tagging.py",
+    "recipes/parsing.py",
+    "recipes/reader.py",
     "recipes/translation.py",
     "recipes/language_model.py",
     "recipes/layers.py",

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unspool import metrics
+from unspool.data import dependencies
 from unspool.errors import InputError
+from unspool.metrics import ArcScore
+from unspool.trees import Tree
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
@@ -121,3 +125,52 @@ def test_bleu_says_how_it_was_counted() -> None:
     lower = metrics.Bleu.of(texts, upper, lowercase=True)
     assert lower.value == pytest.approx(100)
     assert "case:lc|" in lower.signature
+
+
+def test_arcs_are_scored_as_the_official_evaluation_scores_them(tmp_path: Path) -> None:
+    udeval = pytest.importorskip("udtools.udeval", reason="needs udtools, of unspool[dev]")
+    rng = np.random.default_rng(0)
+    kinds = ["root", "nsubj", "nsubj:pass", "obj", "case", "punct", "aux", "nmod", "nmod:poss", "cc"]
+
+    def tree(n: int) -> Tree:
+        order = rng.permutation(n) + 1
+        heads = {int(w): int(order[rng.integers(0, at)]) if at else 0 for at, w in enumerate(order)}
+        names = [kinds[0] if heads[w] == 0 else kinds[rng.integers(1, len(kinds))] for w in range(1, n + 1)]
+        return Tree(tuple(heads[w] for w in range(1, n + 1)), tuple(names))
+
+    def changed(gold: Tree) -> Tree:
+        """Another tree of which most is right, also but for its subtypes."""
+        if rng.random() < 0.3:
+            return tree(len(gold.heads))
+        names = [
+            name if name == "root" or rng.random() < 0.6 else kinds[rng.integers(1, len(kinds))]
+            for name in gold.relations
+        ]
+        return Tree(gold.heads, tuple(names))
+
+    gold = [tree(int(n)) for n in rng.integers(1, 12, size=40)]
+    mine = [changed(one) for one in gold]
+    loaded = []
+    for name, part in (("gold", gold), ("mine", mine)):
+        text = "".join(
+            dependencies.with_tree(dependencies.as_sentence(["w"] * len(one.heads)), one) for one in part
+        )
+        (tmp_path / name).write_text(text)
+        with (tmp_path / name).open() as file:
+            loaded.append(
+                udeval.load_conllu(file, name, {"no_empty_nodes": True, "multiple_roots_okay": False})
+            )
+    official = udeval.evaluate(*loaded)
+    found = ArcScore.of(mine, gold)
+    for value, name in ((found.value, "LAS"), (found.uas, "UAS"), (found.clas, "CLAS")):
+        assert 0.2 < value < 0.95
+        assert value == pytest.approx(official[name].f1, abs=1e-9), name
+
+
+def test_arcs_of_other_sentences_or_of_none_are_refused() -> None:
+    one = Tree((0,), ("root",))
+    for mine, gold in (([], []), ([one], [one, one]), ([Tree((2, 0), ("x", "root"))], [one])):
+        with pytest.raises(InputError, match="one relation a word"):
+            ArcScore.of(mine, gold)
+    found = ArcScore.of([Tree((), ()), one], [Tree((), ()), one])
+    assert (found.value, found.uas, found.clas, found.words) == (1.0, 1.0, 1.0, 1)

@@ -21,7 +21,7 @@ BLOCKS = re.findall(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with my.tsv, dev.tsv, test.tsv, names.tsv, pairs.tsv, book.txt, and a run in runs/demo."""
+    """A folder with files of every task, their names those of the README, and a run in runs/demo."""
     folder = tmp_path_factory.mktemp("readme")
     chosen = random.Random(0)
     good, bad = ["moving", "funny", "warm", "exciting"], ["dull", "flat", "tired", "empty"]
@@ -37,6 +37,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         first, *rest = chosen.choice(places).split()
         lines += [f"seen{i}\tO", "in\tO", f"{first}\tB-LOC", *[f"{word}\tI-LOC" for word in rest], ""]
     (folder / "book.txt").write_text("the movie was warm. the movie was dull.\n" * 300)
+    arcs = [("the", 2, "det"), ("movie", 4, "nsubj"), ("was", 4, "cop")]
+    trees = []
+    for word in (good + bad) * 10:
+        lined = enumerate([*arcs, (word, 0, "root")], start=1)
+        trees += [f"{at}\t{form}\t_\t_\t_\t_\t{head}\t{kind}\t_\t_" for at, (form, head, kind) in lined]
+        trees.append("")
+    (folder / "trees.conllu").write_text("\n".join(trees) + "\n")
     pairs = [f"the movie was {a} and {b}\tle film était {a} et {b}" for a in good + bad for b in good + bad]
     (folder / "pairs.tsv").write_text("\n".join(pairs) + "\n")
     (folder / "names.tsv").write_text("\n".join(lines) + "\n")

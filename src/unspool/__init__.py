@@ -2,6 +2,7 @@
 
 unspool.Model          a trained classifier of texts, served with NumPy alone
 unspool.Tagger         a trained tagger of words, likewise
+unspool.Parser         a trained dependency parser, likewise
 unspool.LanguageModel  a trained language model, likewise
 unspool.nn             RNN, LSTM, GRU and their cells, in the place of torch.nn's (needs torch)
 unspool.kernels        the arithmetic: load("native"), load("reference")
@@ -17,6 +18,7 @@ from unspool import errors, introspect, kernels
 from unspool.introspect import capture
 from unspool.language import LanguageModel
 from unspool.model import Model
+from unspool.parser import Parser
 from unspool.tagger import Tagger
 from unspool.translator import Translator
 
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LanguageModel",
     "Model",
+    "Parser",
     "Tagger",
     "Translator",
     "__version__",

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from unspool.data import schemes
 from unspool.errors import InputError, MissingExtra
+from unspool.trees import Tree
 
 
 def accuracy(predicted: ArrayLike, gold: ArrayLike) -> float:
@@ -317,3 +318,94 @@ def _check_references(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -
             f"one output an input is needed, and one reference or more.\n"
             f"  Received: {len(predicted)} outputs for {len(gold)} inputs."
         )
+
+
+# The relations that CLAS leaves out; subtypes, behind a colon, are not looked at.
+_FUNCTION = frozenset({"aux", "cop", "mark", "det", "clf", "case", "cc", "punct"})
+
+
+@dataclass(frozen=True)
+class ArcScore:
+    """How much of dependency trees is right, over all words, punctuation included.
+
+        UAS   words with the right head
+        LAS   words with the right head and relation
+        CLAS  the same of content words: 2 right / (predicted + gold), by their own relation each
+
+    A relation's subtype, behind a colon, is not compared.
+
+    Source: the evaluation of CoNLL 2018 (Zeman et al. 2018), on gold words.
+    """
+
+    words: int
+    heads: int  # right ones
+    both: int
+    content: int
+    content_gold: int
+    content_predicted: int
+
+    @classmethod
+    def of(
+        cls,
+        predicted: Sequence[Tree],
+        gold: Sequence[Tree],
+    ) -> "ArcScore":
+        """Compare the heads and relations of sentences.
+
+        Raises:
+            InputError: the sentences differ in number or length, or hold no word.
+        """
+        sizes = [[len(part) for tree in trees for part in tree[:2]] for trees in (predicted, gold)]
+        if sizes[0] != sizes[1] or not sum(sizes[1]):
+            raise InputError(
+                "one head and one relation a word are needed, predicted and gold.\n"
+                f"  Received: {len(predicted)} and {len(gold)} sentences, or sentences of other lengths.\n"
+                "  Fix: pass the trees of the same sentences, with one word or more."
+            )
+        words = heads = both = content = content_gold = content_predicted = 0
+        for mine, theirs in zip(predicted, gold, strict=True):
+            for my_head, mine_is, head, is_ in zip(*mine[:2], *theirs[:2], strict=True):
+                my_kind, kind = mine_is.partition(":")[0], is_.partition(":")[0]
+                right = my_head == head and my_kind == kind
+                words, heads, both = words + 1, heads + (my_head == head), both + right
+                content_gold += kind not in _FUNCTION
+                content_predicted += my_kind not in _FUNCTION
+                content += right and kind not in _FUNCTION
+        return cls(words, heads, both, content, content_gold, content_predicted)
+
+    @property
+    def uas(self) -> float:
+        """The share of words with the right head."""
+        return self.heads / self.words
+
+    @property
+    def value(self) -> float:
+        """LAS, the share of words with the right head and relation."""
+        return self.both / self.words
+
+    @property
+    def clas(self) -> float:
+        """LAS of content words; 0 where there are none."""
+        total = self.content_gold + self.content_predicted
+        return 2 * self.content / total if total else 0.0
+
+    @property
+    def in_words(self) -> str:
+        """All of it, for people."""
+        low, high = wilson(self.both, self.words)
+        return (
+            f"LAS {self.value:.2%} (95 % interval {low:.2%} to {high:.2%}), UAS {self.uas:.2%}, "
+            f"CLAS {self.clas:.2%}, {self.words:,} words"
+        )
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return {
+            "metric": "las",
+            "value": self.value,
+            "interval": list(wilson(self.both, self.words)),
+            "uas": self.uas,
+            "clas": self.clas,
+            "words": self.words,
+        }

@@ -26,7 +26,7 @@ from cyclopts import App, Parameter, validators
 
 import unspool
 from unspool import files, introspect, recipes
-from unspool.cli import language, tagging, translation
+from unspool.cli import language, parsing, tagging, translation
 from unspool.data import readers, sources
 from unspool.data.benchmarks import benchmark
 from unspool.errors import ConfigError, DataError, InputError, TrainingError, UnspoolError
@@ -35,6 +35,7 @@ from unspool.language import TASK as LANGUAGE_MODEL
 from unspool.language import LanguageModel
 from unspool.metrics import Accuracy
 from unspool.model import Model, task_of
+from unspool.parser import TASK as PARSING
 from unspool.tagger import TASK as TAGGING
 from unspool.translator import TASK as TRANSLATION
 
@@ -74,6 +75,14 @@ _HELP = {
     unspool train tagging --train names.tsv -o runs/names
 
     Files are CoNLL-U (.conllu) or columns: a word and its label a line, a blank line between sentences.
+    --config FILE takes the options from a run's config.toml; those on the command line win.
+    """,
+    "parsing": """Train a dependency parser: the head of every word, and how it is related to it.
+
+    unspool train parsing -o runs/trees
+    unspool train parsing --train my.conllu --dev dev.conllu --tags upos -o runs/mine
+
+    Files are CoNLL-U (.conllu).
     --config FILE takes the options from a run's config.toml; those on the command line win.
     """,
     "language-model": """Train a language model: the next character, byte or word.
@@ -135,8 +144,8 @@ def evaluate(
     model
         A model folder, such as RUN/best.
     data
-        Texts and labels as TSV, CSV or JSONL, for a tagger CoNLL-U or columns.  Without it: what the run
-        was measured on.
+        Texts and labels as TSV, CSV or JSONL, for a tagger CoNLL-U or columns, for a parser CoNLL-U.
+        Without it: what the run was measured on.
     target
         For a translator the target side of --data, line by line; without it --data holds both, with a tab.
     text_column
@@ -185,6 +194,13 @@ def evaluate(
         else:
             _print(found.in_words)
         return _check(tagging.name(found), found.value, minimum)
+    if task == PARSING:
+        arcs, sha = parsing.evaluate(model, data, quiet=quiet), files.digest(model)
+        if json:
+            _print_json({**arcs.as_json, "model_sha256": sha})
+        else:
+            _print(arcs.in_words)
+        return _check("LAS", arcs.value, minimum)
     loaded = Model.load(model)
     labels = loaded.description.labels
     if data is not None:
@@ -219,8 +235,8 @@ def predict(
 ) -> int:
     """Label texts: one JSON line a text.
 
-    A tagger gives the sentences with their labels, as its files have them; a language model says how likely
-    each text is; a translator turns each into a line.
+    A tagger or parser gives the sentences with what it found, as its files have them; a language model says
+    how likely each text is; a translator turns each into a line.
 
     unspool predict runs/demo/best "a quietly moving film"
     unspool predict runs/demo/best < lines.txt
@@ -233,7 +249,7 @@ def predict(
         A model folder, such as RUN/best.
     texts
         The texts; one that begins with a dash goes after `--`.  Without any, each line of stdin is one;
-        a tagger reads CoNLL-U or columns there, and here words between spaces.
+        a tagger or parser reads CoNLL-U (a tagger also columns) there, and here words between spaces.
     beam
         For a translator, how many hypotheses go on at a time; 1 is greedy search.
     quiet
@@ -256,8 +272,9 @@ def predict(
                 _print(line)
             sys.stdout.flush()
         return 0
-    if task == TAGGING:
-        for text in tagging.predict(model, texts, sys.stdin.buffer):
+    if task in (TAGGING, PARSING):
+        verb = tagging.predict if task == TAGGING else parsing.predict
+        for text in verb(model, texts, sys.stdin.buffer):
             sys.stdout.write(text)
             sys.stdout.flush()
         return 0
@@ -369,15 +386,17 @@ def inspect(
             if output is not None and not quiet:
                 _say(f"written: {output}")
         return 0
-    if task == TAGGING:
+    if task in (TAGGING, PARSING):
         if output is not None:
             raise ConfigError(
-                "inspect writes no file for a tagger yet.\n  Fix: leave --output out; --json prints all."
+                f"inspect writes no file for a {'tagger' if task == TAGGING else 'parser'} yet.\n"
+                f"  Fix: leave --output out; --json prints all."
             )
+        looked = tagging if task == TAGGING else parsing
         if json:
-            _print_json(tagging.inspection(model, text))
+            _print_json(looked.inspection(model, text))
         else:
-            _print(tagging.table(model, text))
+            _print(looked.table(model, text))
         return 0
     loaded = Model.load(model)
     recording = introspect.record(loaded, text)

@@ -5,7 +5,7 @@ from types import ModuleType
 
 from unspool.errors import ConfigError, MissingExtra
 
-NAMES = ("sentiment", "tagging", "language-model", "translation")
+NAMES = ("sentiment", "tagging", "parsing", "language-model", "translation")
 
 
 def load(name: str) -> ModuleType:

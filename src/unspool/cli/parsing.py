@@ -1,0 +1,174 @@
+"""What the verbs do with a parser: eval, predict, inspect.  Without torch, and without a word printed."""
+
+import itertools
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unspool import trees
+from unspool.data import conll, dependencies, tagged
+from unspool.data.conll import Sentence
+from unspool.errors import ConfigError, DataError
+from unspool.kernels.contract import Gate
+from unspool.metrics import ArcScore
+from unspool.model import side_by_side
+from unspool.parser import Parser
+
+_AT_ONCE = 64
+_SHOWN = 3  # heads and relations, the likeliest first
+
+
+def evaluate(model: Path, data: Path | None, *, quiet: bool) -> ArcScore:
+    """Measure a parser on a file of trees, or on what its run was measured on."""
+    loaded = Parser.load(model)
+    sentences = _own(model, quiet) if data is None else dependencies.read(data)
+    answers = loaded.predict([sentence.words for sentence in sentences])
+    return ArcScore.of(answers, [dependencies.tree_of(sentence) for sentence in sentences])
+
+
+def predict(model: Path, texts: Sequence[str], stdin: Iterable[bytes]) -> Iterator[str]:
+    """Parse the texts, or the sentences of stdin as they come; the order is kept.
+
+    Yields:
+        Sentences as CoNLL-U.
+    """
+    loaded = Parser.load(model)
+    coming: Iterator[Sentence]
+    if texts:
+        coming = (dependencies.as_sentence(text.split()) for text in texts)
+    else:
+        coming = conll.sentences(stdin, "stdin", "conllu", labelled=False)
+    awaited = not texts and sys.stdin.isatty()
+    while batch := list(itertools.islice(coming, 1 if awaited else _AT_ONCE)):
+        answers = loaded.predict([sentence.words for sentence in batch])
+        yield "".join(
+            dependencies.with_tree(sentence, tree, tag_column=loaded.description.tag_column)
+            for sentence, tree in zip(batch, answers, strict=True)
+        )
+
+
+def inspection(model: Path, text: str) -> dict[str, Any]:
+    """A text's tree, how sure the parser is of each arc and relation, and the mean gates of each layer."""
+    loaded = Parser.load(model)
+    d = loaded.description
+    words = text.split()
+    encoded = loaded.encode([words])
+    traces = loaded.reader.traced(encoded)
+    scored = loaded.read_out(side_by_side(traces[-1].hidden)[:, 0])
+    tree = loaded.decide(scored)
+    heads = np.array(tree.heads, np.int64)
+    arcs = scored.arcs.copy()
+    arcs[np.arange(len(words)), np.arange(len(words)) + 1] = -np.inf  # no word is its own head
+    best = trees.best(scored.arcs)
+    names = ["ROOT", *words]
+    kinds = loaded.relations(scored, heads)
+    known = loaded.tables.words.known([word.lower() for word in words])
+    return {
+        "words": words,
+        "known": [bool(k) for k in known],
+        "heads": list(tree.heads),
+        "relations": list(tree.relations),
+        "tags": list(tree.tags),
+        "score": round(float(scored.arcs[np.arange(len(words)), best].sum()), 6),
+        "greedy": arcs.argmax(1).tolist(),
+        "arcs": [
+            [
+                {"head": k, "word": names[k], "score": round(float(row[k]), 6), "share": share}
+                for k, share in top
+            ]
+            for row, top in zip(arcs, _likeliest(arcs), strict=True)
+        ],
+        "kinds": [{d.relations[k]: share for k, share in top} for top in _likeliest(kinds)],
+        "mean gates": [
+            {
+                direction: {
+                    gate.value: _rounded(trace.gates[:, 0, at, d.cell.position(gate)].mean(1))
+                    for gate in d.cell.gates
+                }
+                for at, direction in enumerate(("forward", "reverse"))
+            }
+            for trace in traces
+        ],
+    }
+
+
+def table(model: Path, text: str) -> str:
+    """The same for people; of the gates, how much the top layer kept at each word."""
+    found = inspection(model, text)
+    words, heads = found["words"], found["heads"]
+    kept = found["mean gates"][-1]
+    gate = next((g.value for g in (Gate.FORGET, Gate.UPDATE) if g.value in kept["forward"]), None)
+    names = ["ROOT", *words]
+    rows = []
+    for at, word in enumerate(words):
+        likely = "  ".join(f"{arc['word']} {arc['share']:.1%}" for arc in found["arcs"][at])
+        kinds = "  ".join(f"{name} {share:.1%}" for name, share in found["kinds"][at].items())
+        rows.append(
+            (
+                f"{at + 1}",
+                f"{word}{' ' if found['known'][at] else '*'}",
+                *found["tags"][at : at + 1],
+                f"{heads[at]} {names[heads[at]]}",
+                found["relations"][at],
+                likely,
+                kinds,
+                *((f"{kept[d][gate][at]:.2f}" for d in ("forward", "reverse")) if gate else ()),
+            )
+        )
+    titles = [
+        *("", "word", *(["tag"] if found["tags"] else []), "head", "relation", "likely heads"),
+        *("likely relations", *([f"{gate} →", f"{gate} ←"] if gate else [])),
+    ]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (titles, *rows)
+    ]
+    return "\n".join(
+        [
+            *lines,
+            f"score of the tree {found['score']:.4f}; shares of each word's heads, and of relations to the "
+            "head chosen; * a word unknown but for its letters",
+        ]
+    )
+
+
+def _likeliest(scores: NDArray[np.float32]) -> list[list[tuple[int, float]]]:
+    """Of each row the best places, with their share by softmax."""
+    if not scores.size:
+        return [[] for _ in scores]
+    e = np.exp(scores - scores.max(1, keepdims=True))
+    shares = e / e.sum(1, keepdims=True)
+    return [
+        [(int(k), round(float(row[k]), 6)) for k in np.argsort(-row, kind="stable")[:_SHOWN] if row[k] > 0]
+        for row in shares
+    ]
+
+
+def _rounded(values: NDArray[np.float32]) -> list[float]:
+    return [round(float(value), 6) for value in values]
+
+
+def _own(model: Path, quiet: bool) -> list[Sentence]:
+    """What the run of this model folder was measured on."""
+    path = model.absolute().parent / "config.toml"
+    fix = "  Fix: say what to measure on with --data FILE."
+    if not path.is_file():
+        raise DataError(f"what {model} was measured on is not known here: there is no {path}.\n{fix}")
+    try:
+        record = tomllib.loads(path.read_text(encoding="utf-8"))["parsing"]
+        skip = {"skip_bad": record["skip_bad"], "quiet": quiet}
+        for part in ("test", "dev"):
+            if part in record:
+                return dependencies.read(record[part], **skip)
+        if "train" in record:
+            return tagged.hold_out(dependencies.read(record["train"], **skip))[1]
+        name, folder = record["data"], record.get("data_dir")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not the record of a run.\n  Received: {error!r}\n{fix}") from error
+    return tagged.benchmark(name, column="deprel", data_dir=folder, quiet=quiet).test
