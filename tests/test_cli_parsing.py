@@ -23,15 +23,15 @@ SMALL = [
 ]
 
 
-def unspooled(*words: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
+def unspooled(*words: str | Path, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    done = subprocess.run(
         [sys.executable, "-m", "unspool", *map(str, words)],
-        input=stdin,
+        input=stdin if isinstance(stdin, bytes) else stdin.encode(),
         capture_output=True,
-        text=True,
         env=environment,
     )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +100,10 @@ def test_inspect_shows_arcs_with_their_scores_and_what_the_gates_did(run: Path) 
     [
         ("1\tthe\n\n", "stdin:1: there are 2 columns"),
         (SENTENCE + "3\tthe" + "\t_" * 8 + "\n\n", "stdin:8: the word's number is not 1"),
+        (SENTENCE.encode() + b"1\tth\xe9\n", "stdin:8: the line is not UTF-8.\n  Received: byte 0xe9"),
     ],
 )
-def test_a_bad_line_is_said_with_its_number(run: Path, stdin: str, said: str) -> None:
+def test_a_bad_line_is_said_with_its_number(run: Path, stdin: str | bytes, said: str) -> None:
     done = unspooled("predict", run / "best", stdin=stdin)
     assert done.returncode == 1
     assert said in done.stderr

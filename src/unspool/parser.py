@@ -63,16 +63,9 @@ class Description:
 
     def __post_init__(self) -> None:
         reading.check_sizes(self, "arc_size", "relation_size")
-        for name, allowed in (
-            ("task", (TASK,)),
-            ("tag_column", TAG_COLUMNS),
-            ("root", ("", *self.relations)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"{name} should be one of {', '.join(allowed):.200}.\n"
-                    f"  Received: {getattr(self, name)!r:.60}."
-                )
+        serving.in_range(
+            self, {}, {"task": (TASK,), "tag_column": TAG_COLUMNS, "root": ("", *self.relations)}
+        )
         for name, needed in (("relations", True), ("tags", self.tag_column != "none")):
             names = getattr(self, name)
             sound = all(map(serving.printable, names)) and len(set(names)) == len(names)

@@ -162,11 +162,11 @@ def shapes(sizes: Sizes, tables: Tables) -> dict[str, tuple[int, ...]]:
 def check_sizes(sizes: Sizes, *others: str) -> None:
     """Refuse sizes out of their range: ConfigError."""
     names = ("word_size", "letter_size", "letter_hidden_size", "hidden_size", "num_layers", *others)
-    for name, least in (*((name, 1) for name in names), ("vector_size", 0)):
-        if not least <= getattr(sizes, name) <= _MOST:
-            raise ConfigError(
-                f"{name} should lie between {least} and {_MOST:,}.\n  Received: {getattr(sizes, name)!r:.60}."
-            )
+    serving.in_range(sizes, dict.fromkeys(names, _MOST), {})
+    if not 0 <= sizes.vector_size <= _MOST:
+        raise ConfigError(
+            f"vector_size should lie between 0 and {_MOST:,}.\n  Received: {sizes.vector_size!r:.60}."
+        )
 
 
 def check(sentences: Sequence[Sequence[str]]) -> None:

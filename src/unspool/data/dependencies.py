@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unspool import trees
 from unspool.data import conll
@@ -131,11 +130,6 @@ def read(path: str | os.PathLike[str], *, skip_bad: bool = False, quiet: bool = 
     if not good:
         raise DataError(f"{path}: no sentence is left of it.\n  The first bad one: {bad[0]}")
     return good
-
-
-def numbers(names: Sequence[str], place: dict[str, int]) -> NDArray[np.int64]:
-    """Names as numbers; -1 for one that is not among them."""
-    return np.array([place.get(name, -1) for name in names], np.int64)
 
 
 def _bad(sentence: Sentence, where: str, place: int, what: str, received: str, fix: str) -> DataError:
