@@ -29,11 +29,11 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 BAD_STEPS_IN_A_ROW = 5
 
+_BRIEF = 2  # batches of each part in a fast dev run
 _MONITORED = 10  # steps between two that the monitor measures
 _FAULT = "fault.safetensors"
 
@@ -64,6 +65,7 @@ _STATE = "trainer_state.json"
 _STATE_FORMAT = 1
 
 Batch = TypeVar("Batch")
+Parts = TypeVar("Parts")
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ class Options:
     quiet: bool = False
     """Print errors only."""
 
+    fast_dev_run: bool = False
+    """Go through it all with two batches of each part, in seconds: train, score, save, read again, test."""
+
     def __post_init__(self) -> None:
         for name, allowed, held in (
             ("epochs", "1 or more", self.epochs >= 1),
@@ -130,6 +135,7 @@ class Options:
             ("device", "auto, cpu or cuda", self.device in ("auto", "cpu", "cuda")),
             ("log_every", "0 or more", self.log_every >= 0),
             ("force", "false where resume is true", not (self.force and self.resume)),
+            ("fast_dev_run", "false where resume is true", not (self.fast_dev_run and self.resume)),
         ):
             if not held:
                 raise ConfigError(
@@ -146,11 +152,26 @@ class Options:
         kept = asdict(self)
         for name in ("resume", "force", "quiet"):
             del kept[name]
+        if not self.fast_dev_run:
+            del kept["fast_dev_run"]
         return {
             "run": {"task": task, "unspool_version": __version__},
             task: asdict(config),
             "training": kept,
         }
+
+    def brief(self, parts: Parts, *, each: int | None = None) -> Parts:
+        """Cut dev and test to two batches' worth for a fast dev run; otherwise return them as they are.
+
+        Args:
+            parts: a named tuple with dev and test among its fields, of sequences or texts.
+            each: how much is a batch's worth.  None: batch_size.
+        """
+        if not self.fast_dev_run:
+            return parts
+        most = _BRIEF * (self.batch_size if each is None else each)
+        cut: Any = parts
+        return cast(Parts, cut._replace(dev=cut.dev[:most], test=cut.test[:most]))
 
 
 @dataclass(frozen=True)
@@ -396,6 +417,8 @@ def run(
         SystemExit: 130 after Ctrl-C, 143 after SIGTERM.
     """
     folder = Path(folder)
+    if options.fast_dev_run:
+        options = replace(options, epochs=1)
     accelerator = _accelerator(options.device)
     report = _Report(options, task.metric, shown=accelerator.is_main_process and not options.quiet)
     log = folder / "metrics.jsonl"
@@ -426,7 +449,7 @@ def run(
     with _Signals(report) as signals, report:
         while state.epoch < options.epochs and not _out_of_patience(state, options):
             epoch = state.epoch + 1
-            batches = task.batches(epoch)
+            batches = task.batches(epoch)[: _BRIEF if options.fast_dev_run else None]
             if not len(batches):
                 raise TrainingError("there is nothing to train on: no batches.\n  Fix: give examples.")
             report.open_epoch(epoch, len(batches), state.batch)
@@ -519,6 +542,8 @@ def run(
                 raise SystemExit(128 + number)
 
         report.end(state, folder, options)
+    if options.fast_dev_run:
+        _restore(optimizer, model, _load(folder / "last", model)[1])  # what resuming would do
     history = [record for record in _records(log) if "epoch" in record]
     return Result(
         folder, state.best_metric, state.best_epoch, state.epoch, state.step, state.skipped, history

@@ -6,6 +6,7 @@ stdout carries data alone; progress, warnings and errors go to stderr.  Exit cod
 Holds no task's knowledge: verbs hand over to a recipe, a model, or a source.  Only `train` imports torch.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,6 +14,7 @@ import platform
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 import tomllib
 import traceback
@@ -695,7 +697,7 @@ def _load_recipe(name: str) -> None:
         Parameters
         ----------
         output
-            The run folder; without it runs/, the task and the time.
+            The run folder; without it runs/, the task and the time, or with --fast-dev-run none that stays.
         json
             Print the outcome as one JSON object.
         dry_run
@@ -703,19 +705,26 @@ def _load_recipe(name: str) -> None:
         """
         what: Any = config or Config()
         how: Any = options or Options()
-        folder = output or Path("runs") / time.strftime(f"{name}-%Y-%m-%d-%H%M%S")
         if dry_run:
             recipe.read(what, quiet=how.quiet)
             _print(files.toml_text(how.resolved(name, what)).rstrip())
             return 0
-        outcome = recipe.train(what, how, folder)
+        with contextlib.ExitStack() as ends:
+            if output is None and how.fast_dev_run:
+                output = Path(ends.enter_context(tempfile.TemporaryDirectory())) / "run"
+            folder = output or Path("runs") / time.strftime(f"{name}-%Y-%m-%d-%H%M%S")
+            outcome = recipe.train(what, how, folder)
         if outcome is None:
             return 0
         if json:
-            _print_json(outcome.as_json())
+            brief = {"fast_dev_run": True} if how.fast_dev_run else {}
+            _print_json({**outcome.as_json(), **brief})
         else:
             _print(outcome.in_words())
-        if not how.quiet:
+        if how.fast_dev_run:
+            if not how.quiet:
+                _say("everything runs; after two batches the figures mean nothing")
+        elif not how.quiet:
             _say("next:")
             for command in outcome.next_commands(shlex.quote(str(outcome.best))):
                 _say(f"  {command}")

@@ -404,7 +404,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         SystemExit: after Ctrl-C or SIGTERM, once last/ is saved.
     """
     _refuse_processes()
-    parts = read(config, quiet=options.quiet)
+    parts = options.brief(read(config, quiet=options.quiet), each=10 * config.window)
     where = config.data if config.train is None else str(config.train)
     cut = [language.units_of(part, config.units) for part in parts]
     vocabulary = Vocabulary.build([cut[0]], min_count=config.min_count, lowercase=False)

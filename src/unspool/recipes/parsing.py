@@ -444,7 +444,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         SystemExit: after Ctrl-C or SIGTERM, once last/ is saved.
     """
     quiet = options.quiet or not training.first_rank()
-    parts = read(config, quiet=quiet)
+    parts = options.brief(read(config, quiet=quiet))
     where = config.data if config.train is None else str(config.train)
     parts = parts._replace(train=short_enough(config, parts.train, quiet=quiet))
     names = names_of(config, parts.train)

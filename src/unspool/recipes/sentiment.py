@@ -417,7 +417,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         SystemExit: after Ctrl-C or SIGTERM, once last/ is saved.
     """
     quiet = options.quiet or not training.first_rank()
-    splits = read(config, quiet=quiet)
+    splits = options.brief(read(config, quiet=quiet))
     labels = tuple(sorted({example.label for example in splits.train}))
     vocabulary, vectors = build_vocabulary(config, splits.train, quiet=quiet)
     parts = [encode(part, vocabulary, labels, config.max_length) for part in splits]
