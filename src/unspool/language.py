@@ -2,8 +2,9 @@
 
     unit → embedding → layers, forward → scores of the next unit
 
-A unit is a character, a byte or a word, as the model was trained.  A language model reads forward alone: the
-reverse direction would have read what is to be guessed.  Knows no training; the folder is that of `model`.
+A unit is a character, a byte, a subword or a word, as the model was trained.  A language model reads forward
+alone: the reverse direction would have read what is to be guessed.  Knows no training; the folder is that of
+`model`, with the subwords' merges beside the vocabulary.
 
     T units   V vocabulary   E embedding size   H hidden size   L layers
 """
@@ -17,14 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspool import model as serving
-from unspool.errors import InputError
+from unspool.errors import ConfigError, InputError
 from unspool.kernels import choose, load
-from unspool.kernels.contract import Cell, Kernels, State
+from unspool.kernels.contract import Cell, Kernels, State, Trace
 from unspool.model import Floats, Ints
-from unspool.vocabulary import PAD, UNKNOWN, Vocabulary
+from unspool.subwords import Subwords
+from unspool.vocabulary import PAD, PAD_TOKEN, UNKNOWN, UNKNOWN_TOKEN, Vocabulary
 
 TASK = "language-model"
-UNITS = ("characters", "bytes", "words")
+UNITS = ("characters", "bytes", "subwords", "words")
+MERGES = "merges.json"
+NO_MERGES = Vocabulary((PAD_TOKEN, UNKNOWN_TOKEN), lowercase=False)
 
 _MOST = 1_000_000
 _AT_ONCE = 512  # units read between two looks at the scores
@@ -44,6 +48,7 @@ class Description:
     embedding_size: int
     hidden_size: int
     num_layers: int
+    adaptive_softmax: int  # units scored in full, see `clusters`; 0: all
 
     def __post_init__(self) -> None:
         serving.in_range(
@@ -51,6 +56,10 @@ class Description:
             dict.fromkeys(("embedding_size", "hidden_size", "num_layers"), _MOST),
             {"task": (TASK,), "units": UNITS},
         )
+        if not 0 <= self.adaptive_softmax <= _MOST:
+            raise ConfigError(
+                f"adaptive_softmax should be 0 or more.\n  Received: {self.adaptive_softmax!r:.60}."
+            )
 
     def as_config(self) -> dict[str, Any]:
         """The description as it stands in config.json."""
@@ -71,6 +80,12 @@ class Likelihood(NamedTuple):
 
     nats: float
     units: int
+    characters: int  # that these units are
+
+    @property
+    def bits_per_character(self) -> float:
+        """Bits a character, whatever the units are: what models of different units can be compared by."""
+        return self.nats / float(np.log(2)) / self.characters if self.characters else float("nan")
 
     @property
     def per_unit(self) -> float:
@@ -105,25 +120,33 @@ class LanguageModel:
         vocabulary: Vocabulary,
         tensors: Mapping[str, NDArray[Any]],
         *,
+        merges: Vocabulary = NO_MERGES,
         kernels: str = "auto",
     ) -> None:
         """Build a model from its parts; `load` builds one from a folder.
 
         Raises:
             InputError: a tensor is absent, too many, of another shape or dtype.
+            MissingExtra: it reads subwords, and `tokenizers` is not installed.
         """
         d = description
         serving.check_tensors(shapes(d, len(vocabulary)), tensors)
         self.description = description
         self.vocabulary = vocabulary
+        self.subwords = Subwords.from_table(merges) if d.units == "subwords" else None
         self.kernels: Kernels = choose("float32") if kernels == "auto" else load(kernels)
         self.embedding: Floats = tensors["embedding.weight"]
-        self._score_weights: Floats = tensors["scores.weight"]
-        self._score_bias: Floats = tensors["scores.bias"]
-        self._layers = [
-            self.kernels.prepare(d.cell, serving.layer_weights(d.cell, 1, tensors, f"layers.{k}."))
-            for k in range(d.num_layers)
+        head = "scores.head" if d.adaptive_softmax else "scores"
+        self.score_weights: Floats = tensors[f"{head}.weight"]
+        self._score_bias: Floats = tensors[f"{head}.bias"]
+        self._tails = [
+            (tensors[f"scores.tail.{i}.0.weight"], tensors[f"scores.tail.{i}.1.weight"])
+            for i in range(len(clusters(d.adaptive_softmax, len(vocabulary))))
         ]
+        self.weights = [
+            serving.layer_weights(d.cell, 1, tensors, f"layers.{k}.") for k in range(d.num_layers)
+        ]
+        self.layers = [self.kernels.prepare(d.cell, weights) for weights in self.weights]
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, kernels: str = "auto") -> "LanguageModel":
@@ -135,8 +158,10 @@ class LanguageModel:
         return serving.read_model(
             folder,
             Description.from_config,
-            (serving.VOCABULARY,),
-            lambda description, tables, tensors: cls(description, tables[0], tensors, kernels=kernels),
+            (serving.VOCABULARY, MERGES),
+            lambda description, tables, tensors: cls(
+                description, tables[0], tensors, merges=tables[1], kernels=kernels
+            ),
         )
 
     def __repr__(self) -> str:
@@ -145,6 +170,39 @@ class LanguageModel:
             f"LanguageModel({len(self.vocabulary)} {d.units} × {d.embedding_size}, {d.num_layers} × "
             f"{d.cell.value} of {d.hidden_size}, kernels={self.kernels.describe()})"
         )
+
+    def cut(self, text: str) -> list[str]:
+        """A text's units."""
+        return units_of(text, self.description.units, self.subwords)
+
+    def join(self, units: Sequence[str]) -> str:
+        """Units put together as a text."""
+        return text_of(units, self.description.units, self.subwords)
+
+    def embed(self, numbers: Ints) -> Floats:
+        """Look units up: (T,) numbers to (T, 1, E), the form that layers read."""
+        return np.ascontiguousarray(self.embedding[numbers][:, None])
+
+    def traced(self, x: Floats) -> list[Trace]:
+        """Run all layers over (T, B, E) and keep every layer's trace."""
+        traces = []
+        for prepared in self.layers:
+            trace, _ = self.kernels.forward(prepared, x)
+            traces.append(trace)
+            x = serving.side_by_side(trace.hidden)
+        return traces
+
+    def read_out(self, hidden: Floats) -> Floats:
+        """Score what follows: (T, H) outputs of the top layer to (T, V) logarithms of probabilities."""
+        logs = _normal(_scored(hidden, self.score_weights) + self._score_bias)
+        if not self._tails:
+            return logs
+        first = len(self.score_weights) - len(self._tails)
+        parts = [logs[:, :first]]
+        for i, (narrow, wide) in enumerate(self._tails):
+            within = _normal(_scored(_scored(hidden, narrow), wide))
+            parts.append(within + logs[:, first + i, None])
+        return np.concatenate(parts, 1)
 
     def run(self, numbers: Ints, states: list[State] | None = None) -> tuple[Floats, list[State]]:
         """Read units and score what follows each.
@@ -156,16 +214,13 @@ class LanguageModel:
         Returns:
             (T, V) logarithms of probabilities, and the state of each layer after the last unit.
         """
-        x = np.ascontiguousarray(self.embedding[numbers][:, None])
+        x = self.embed(numbers)
         after = []
-        for k, prepared in enumerate(self._layers):
+        for k, prepared in enumerate(self.layers):
             hidden, state = self.kernels.infer(prepared, x, None if states is None else states[k])
             after.append(state)
             x = serving.side_by_side(hidden)
-        # Not a matrix product: BLAS orders its sums by how many units are read at once.
-        scores = np.einsum("th,vh->tv", x[:, 0], self._score_weights) + self._score_bias
-        scores -= scores.max(1, keepdims=True)
-        return scores - np.log(np.exp(scores).sum(1, keepdims=True)), after
+        return self.read_out(x[:, 0]), after
 
     def likelihood(self, text: str) -> Likelihood:
         """Say how likely a text is: every unit but the first, given those before it.
@@ -175,13 +230,14 @@ class LanguageModel:
         Raises:
             InputError: the text is none.
         """
-        numbers = self.vocabulary.encode(units_of(text, self.description.units))
+        units = self.cut(text)
+        numbers = self.vocabulary.encode(units)
         total, states = 0.0, None
         for at in range(0, len(numbers) - 1, _AT_ONCE):
             read, follow = numbers[at : at + _AT_ONCE], numbers[at + 1 : at + 1 + _AT_ONCE]
             logs, states = self.run(read[: len(follow)], states)
             total -= float(logs[np.arange(len(follow)), follow].sum(dtype=np.float64))
-        return Likelihood(total, max(len(numbers) - 1, 0))
+        return Likelihood(total, max(len(numbers) - 1, 0), len(self.join(units[1:])))
 
     def generate(
         self,
@@ -220,7 +276,7 @@ class LanguageModel:
                 raise InputError(
                     f"{name} is out of its range.\n  Received: {locals()[name]!r:.60}.\n  Fix: {allowed}."
                 )
-        units = units_of(prompt, self.description.units)
+        units = self.cut(prompt)
         if not units:
             raise InputError("there is nothing to go on from.\n  Received: an empty prompt.")
         draw = np.random.default_rng(seed)
@@ -232,11 +288,16 @@ class LanguageModel:
         for _ in range(length):
             made.append(_choose(logs[-1], draw, temperature, top_k, top_p))
             logs, states = self.run(np.array(made[-1:]), states)
-        return text_of([self.vocabulary.tokens[number] for number in made], self.description.units)
+        return self.join([self.vocabulary.tokens[number] for number in made])
 
 
-def units_of(text: str, units: str) -> list[str]:
+def units_of(text: str, units: str, subwords: Subwords | None = None) -> list[str]:
     """Cut a text into its units; a byte stands as the character of its number.
+
+    Args:
+        text: any text.
+        units: one of `UNITS`.
+        subwords: what cuts into subwords.
 
     Raises:
         InputError: not a text, or one that UTF-8 cannot hold.
@@ -251,12 +312,19 @@ def units_of(text: str, units: str) -> list[str]:
         return list(encoded.decode("latin-1"))
     if units == "characters":
         return list(text)
+    if subwords is not None:
+        return subwords.cut(text)
     # A line's end is a word: where sentences end is part of what is learned.
     return [word for line in text.split("\n") for word in [*line.split(), "\n"]][:-1]
 
 
-def text_of(units: Sequence[str], kind: str) -> str:
-    """The opposite: words with a space between, bytes that are no UTF-8 as the replacement character."""
+def text_of(units: Sequence[str], kind: str, subwords: Subwords | None = None) -> str:
+    """The opposite: words with a space between, bytes that are no UTF-8 as the replacement character.
+
+    A subword that begins a word has its space in front, the first one too.
+    """
+    if subwords is not None:
+        return subwords.decode(units)
     if kind == "bytes":
         return "".join(units).encode("latin-1", "replace").decode("utf-8", "replace")
     return "".join(units) if kind == "characters" else " ".join(units).replace(" \n ", "\n")
@@ -280,12 +348,60 @@ def _choose(
     return int(order[draw.choice(keep, p=share)])
 
 
+def clusters(first: int, vocabulary_size: int) -> list[tuple[int, int]]:
+    """The clusters of rarer units in an adaptive softmax: first and stop of each, by falling frequency.
+
+    The `first` units are scored in full with one score for each cluster beside them; the next four times as
+    many are a cluster, then four times as many again, to the vocabulary's end.
+
+    Source: Grave et al. 2017.
+    """
+    ends = [first]
+    while first and ends[-1] < vocabulary_size:
+        ends.append(min(ends[-1] + first * 4 ** len(ends), vocabulary_size))
+    return list(zip(ends, ends[1:], strict=False))
+
+
+def cluster_size(hidden_size: int, cluster: int) -> int:
+    """To how many numbers outputs are narrowed in the cluster of this place: a fourth with each."""
+    return hidden_size // 4 ** (cluster + 1)
+
+
+def _scored(hidden: Floats, weights: Floats) -> Floats:
+    # Not a matrix product: BLAS orders its sums by how many units are read at once.
+    return np.einsum("th,vh->tv", hidden, weights)  # type: ignore[no-any-return]
+
+
+def _normal(scores: Floats) -> Floats:
+    """The logarithms of the probabilities that scores (T, V) stand for."""
+    scores = scores - scores.max(1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(1, keepdims=True))  # type: ignore[no-any-return]
+
+
 def shapes(description: Description, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter, by torch's key."""
+    """The shape of every parameter, by torch's key.
+
+    Raises:
+        InputError: an adaptive softmax that does not go with this many units.
+    """
     d = description
     expected: dict[str, tuple[int, ...]] = {"embedding.weight": (vocabulary_size, d.embedding_size)}
     for k in range(d.num_layers):
         width = d.embedding_size if k == 0 else d.hidden_size
         expected |= serving.layer_shapes(d.cell, 1, width, d.hidden_size, f"layers.{k}.")
-    scores = {"scores.weight": (vocabulary_size, d.hidden_size), "scores.bias": (vocabulary_size,)}
-    return {**expected, **scores}
+    rarer = clusters(d.adaptive_softmax, vocabulary_size)
+    head, scored = ("scores.head", d.adaptive_softmax + len(rarer)) if rarer else ("scores", vocabulary_size)
+    if d.adaptive_softmax and (not rarer or cluster_size(d.hidden_size, len(rarer) - 1) < 1):
+        fault = "is too small: the last cluster has no number left" if rarer else "leaves nothing to clusters"
+        raise InputError(
+            f"adaptive_softmax {fault}.\n  Received: {d.adaptive_softmax}, of {vocabulary_size:,} units known "
+            f"and hidden_size {d.hidden_size}.\n  Fix: a {'larger' if rarer else 'smaller'} number, or 0."
+        )
+    expected |= {f"{head}.weight": (scored, d.hidden_size), f"{head}.bias": (scored,)}
+    for i, (first, stop) in enumerate(rarer):
+        size = cluster_size(d.hidden_size, i)
+        expected |= {
+            f"scores.tail.{i}.0.weight": (size, d.hidden_size),
+            f"scores.tail.{i}.1.weight": (stop - first, size),
+        }
+    return expected

@@ -65,7 +65,15 @@ class Subwords:
 
     def join(self, pieces: Sequence[str]) -> str:
         """The opposite; bytes that are no UTF-8 become the replacement character."""
-        return str(self._decoder.decode(list(pieces))).removeprefix(" ")
+        return self.decode(pieces).removeprefix(" ")
+
+    def decode(self, pieces: Sequence[str]) -> str:
+        """The same with the space that stands before the first piece, where it begins a word."""
+        return str(self._decoder.decode(list(pieces)))
+
+    def pieces(self) -> tuple[str, ...]:
+        """All that a text can be cut into: bytes, and products of merges."""
+        return tuple(self._tokenizer.get_vocab())
 
     def as_table(self) -> Vocabulary:
         """The merges as a table that a model folder can hold."""

@@ -12,7 +12,9 @@ import torch
 from unspool import LanguageModel, language, training
 from unspool.data import texts
 from unspool.errors import ConfigError, DataError, InputError, ModelFileError
+from unspool.kernels.contract import Cell
 from unspool.recipes import language_model as recipe
+from unspool.vocabulary import Vocabulary
 
 TEXT = "the cat sat on the mat.\nthe dog sat on the log.\n" * 60
 SMALL = {"hidden_size": 24, "embedding_size": 8, "window": 20, "layer_dropout": 0.1}
@@ -88,7 +90,7 @@ def test_top_p_and_top_k_choose_among_the_likeliest_alone() -> None:
     assert chosen == {"all": {2, 3, 4, 5}, "k": {2, 3}, "p": {2}, "more": {2, 3}, "both": {2, 3, 4}}
 
 
-@pytest.mark.parametrize("units", language.UNITS)
+@pytest.mark.parametrize("units", ["characters", "bytes", "words"])
 def test_units_are_cut_and_joined_again(units: str) -> None:
     text = "die Katze saß\nauf der Matte"
     cut = language.units_of(text, units)
@@ -132,6 +134,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(book: Path, tmp_path: Pa
         {"weight_dropout": 0.3, "activation": 2.0, "slowness": 1.0, "recurrent_dropout": 0.2},
         {"layers": "torch", "weight_dropout": 0.3},
         {"units": "bytes", "cell": "rnn_tanh"},
+        {"units": "subwords", "subwords": 300},
+        {"adaptive_softmax": 4, "units": "words"},
+        {"adaptive_softmax": 20, "units": "subwords", "subwords": 300, "hidden_size": 64},
     ],
 )
 def test_every_option_trains_and_is_served(book: Path, tmp_path: Path, change: dict[str, object]) -> None:
@@ -146,11 +151,51 @@ def test_ours_and_torchs_layers_are_the_same_network(book: Path) -> None:
     for layers in ("unspool", "torch"):
         torch.manual_seed(0)
         network = recipe.Network(recipe.Config(train=book, layers=layers, **SMALL), 20)  # type: ignore[arg-type]
-        scores, _, _, _ = network(torch.arange(18).reshape(6, 3), None)
-        scores.square().sum().backward()
-        results.append({name: p.grad for name, p in network.named_parameters()} | {"": scores})
+        read = torch.arange(18).reshape(6, 3)
+        nats, _, _, _ = network(read, (read + 1) % 20, None)
+        nats.backward()
+        results.append({name: p.grad for name, p in network.named_parameters()} | {"": nats})
     for name, ours in results[0].items():
         torch.testing.assert_close(ours, results[1][name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_subwords_are_learned_from_the_training_part_alone_and_lose_nothing() -> None:
+    config = recipe.Config(units="subwords", subwords=300)
+    units = recipe.Units.learn(config, TEXT)
+    assert units.subwords is not None
+    assert len(units.known) == 2 + len(units.subwords.pieces())
+    for text in (TEXT[:200], "Ünknown €\n\tsigns", "two  spaces"):
+        cut = language.units_of(text, "subwords", units.subwords)
+        assert 1 not in units.numbers(text), "every byte is known"
+        assert language.text_of(cut, "subwords", units.subwords).removeprefix(" ") == text
+    assert len(units.numbers(TEXT)) < len(TEXT) / 2
+
+
+def test_an_adaptive_softmax_is_torchs_and_its_probabilities_sum_to_one(book: Path) -> None:
+    """Grave et al. 2017, by torch's own module: the head, and each cluster, on random weights."""
+    torch.manual_seed(1)
+    config = recipe.Config(train=book, adaptive_softmax=3, hidden_size=32)
+    network = recipe.Network(config, 40)
+    d = language.Description(language.TASK, "characters", Cell.LSTM, config.embedding_size, 32, 1, 3)
+    assert language.clusters(3, 40) == [(3, 15), (15, 40)]
+    known = Vocabulary.build([[chr(97 + i)] for i in range(38)], lowercase=False)
+    model = LanguageModel(d, known, training.weights(network))
+    logs, _ = model.run(np.arange(40))
+    x, _ = network.layers[0](network.embedding(torch.arange(40))[:, None])
+    with torch.no_grad():
+        wanted = network.scores.log_prob(x[:, 0])  # type: ignore[operator]
+    np.testing.assert_allclose(logs, wanted.numpy(), atol=2e-6)
+    np.testing.assert_allclose(np.exp(logs).sum(1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(("first", "hidden"), [(500, 24), (1, 8)])
+def test_an_adaptive_softmax_that_cannot_be_is_refused(
+    book: Path, tmp_path: Path, first: int, hidden: int
+) -> None:
+    config = recipe.Config(train=book, adaptive_softmax=first, hidden_size=hidden)
+    with pytest.raises(InputError, match="adaptive_softmax (leaves nothing|is too small)"):
+        recipe.train(config, recipe.Options(**QUICK), tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
 
 
 def test_columns_cover_the_text_once_and_windows_follow_on() -> None:

@@ -19,6 +19,7 @@ def as_json(found: Likelihood) -> dict[str, Any]:
         "metric": "nats",
         "value": found.per_unit if known else None,
         "bits": found.bits_per_unit if known else None,
+        "bits_per_character": found.bits_per_character if known else None,
         "perplexity": found.perplexity if known else None,
         "units": found.units,
     }
@@ -28,5 +29,5 @@ def in_words(found: Likelihood) -> str:
     """A likelihood for people."""
     return (
         f"{found.per_unit:.4f} nats or {found.bits_per_unit:.4f} bits for each of {found.units:,} units, "
-        f"perplexity {found.perplexity:.3f}"
+        f"perplexity {found.perplexity:.3f}; {found.bits_per_character:.4f} bits a character"
     )

@@ -1,4 +1,4 @@
-"""Language modelling: what comes next, a character, a byte or a word at a time.
+"""Language modelling: what comes next, a character, a byte, a subword or a word at a time.
 
     unit → embedding → recurrent layers, forward → scores of the next unit
 
@@ -31,6 +31,7 @@ from unspool.data import texts
 from unspool.errors import ConfigError, DataError
 from unspool.kernels.contract import Cell
 from unspool.recipes import layers, outcome, rules
+from unspool.subwords import Subwords
 from unspool.vocabulary import Vocabulary
 
 _CARRIED = "carried.safetensors"
@@ -55,11 +56,14 @@ class Config:
     data_dir: Path | None = None
     """The folder with the benchmarks' files; else the variable UNSPOOL_DATA, or what can be fetched."""
 
-    units: Literal["characters", "bytes", "words"] = "characters"
-    """What is guessed: the next character, byte or word (a line's end is a word)."""
+    units: Literal["characters", "bytes", "subwords", "words"] = "characters"
+    """What is guessed: the next character, byte, subword or word (a line's end is a word)."""
+
+    subwords: int = 6000
+    """How many subwords, learned from the training part alone."""
 
     min_count: int = 1
-    """How often a unit must occur in the training text to be known."""
+    """How often a unit must occur in the training text to be known; not of subwords."""
 
     cell: Literal["lstm", "gru", "rnn_tanh"] = "lstm"
     """The recurrent cell."""
@@ -78,6 +82,9 @@ class Config:
 
     tied: bool = False
     """Whether the scores' weights are the embedding; needs embedding_size = hidden_size."""
+
+    adaptive_softmax: int = 0
+    """Units, the most frequent, that are scored in full; the rest in clusters, cheaper the rarer; 0: all."""
 
     window: int = 100
     """Steps of a window, over which gradients flow back."""
@@ -123,6 +130,9 @@ class Config:
             rules.one_of(self, "cell", ("lstm", "gru", "rnn_tanh")),
             rules.one_of(self, "layers", layers.WHOSE),
             ("tied", "embedding_size = hidden_size", fitting),
+            ("tied", "false with adaptive_softmax", not (self.tied and self.adaptive_softmax)),
+            ("subwords", "300 or more: 256 of them are the bytes", self.subwords >= 300),
+            ("adaptive_softmax", "0 or more", self.adaptive_softmax >= 0),
             ("recurrent_dropout", "0 with layers torch", own_layers or not self.recurrent_dropout),
             rules.positive(self, "hidden_size", "num_layers", "embedding_size", "min_count", "window"),
             ("activation", "0 or more", 0 <= self.activation < math.inf),
@@ -211,6 +221,31 @@ def share_of(numbers: NDArray[np.int64], starts: NDArray[np.int64], window: int,
     return Share(torch.from_numpy(numbers[at]), torch.from_numpy(numbers[at + 1]), int(starts[0]) == 0)
 
 
+class Units(NamedTuple):
+    """What a text is cut into, and the table of those that are known."""
+
+    kind: str
+    known: Vocabulary
+    merges: Vocabulary  # of subwords; else none
+    subwords: Subwords | None
+
+    @classmethod
+    def learn(cls, config: Config, text: str) -> "Units":
+        """Learn the units of a training text, the most frequent first."""
+        if config.units != "subwords":
+            cut = language.units_of(text, config.units)
+            known = Vocabulary.build([cut], min_count=config.min_count, lowercase=False)
+            return cls(config.units, known, language.NO_MERGES, None)
+        found = Subwords.learn(text.splitlines(keepends=True), config.subwords)
+        seen = Vocabulary.build([found.cut(text)], lowercase=False).tokens
+        known = Vocabulary((*seen, *sorted(set(found.pieces()) - set(seen))), lowercase=False)
+        return cls(config.units, known, found.as_table(), found)
+
+    def numbers(self, text: str) -> NDArray[np.int64]:
+        """A text as numbers."""
+        return self.known.encode(language.units_of(text, self.kind, self.subwords))
+
+
 # ---- model
 
 
@@ -234,24 +269,32 @@ class Network(nn.Module):
         )
         for layer in self.layers:
             layers.open_forget_gates(layer, config.cell)
-        self.scores = nn.Linear(config.hidden_size, vocabulary_size)
-        nn.init.zeros_(self.scores.bias)
-        if config.tied:
-            self.scores.weight = self.embedding.weight
+        self.scores: nn.Module
+        if config.adaptive_softmax:
+            rarer = language.clusters(config.adaptive_softmax, vocabulary_size)
+            self.scores = nn.AdaptiveLogSoftmaxWithLoss(
+                config.hidden_size, vocabulary_size, [first for first, _ in rarer], head_bias=True
+            )
+        else:
+            self.scores = nn.Linear(config.hidden_size, vocabulary_size)
+            nn.init.zeros_(self.scores.bias)
+            if config.tied:
+                self.scores.weight = self.embedding.weight
 
     def forward(
-        self, read: Tensor, states: list[Any] | None, noise: training.Noise | None = None
+        self, read: Tensor, follow: Tensor, states: list[Any] | None, noise: training.Noise | None = None
     ) -> tuple[Tensor, list[Any], Tensor, Tensor]:
-        """Read a window.
+        """Read a window and guess what follows each of its units.
 
         Args:
             read: (T, B) unit numbers.
+            follow: (T, B) the unit after each.
             states: each layer's state before it.  None: zeros.
             noise: where dropout masks come from; None: nothing is dropped.
 
         Returns:
-            (T, B, V) scores, the states after it without a graph, and the top layer's outputs (T, B, H)
-            with units dropped, and without.
+            The nats of what follows, summed; the states after it without a graph; and the top layer's
+            outputs (T, B, H) with units dropped, and without.
         """
         config = self.config
         table = self.embedding.weight
@@ -269,7 +312,12 @@ class Network(nn.Module):
             x = raw
             if noise is not None and config.layer_dropout:
                 x = x * noise.keep(config.layer_dropout, x.size(2))
-        return self.scores(x), after, x, raw
+        outputs, right = x.flatten(0, 1), follow.flatten()
+        if config.adaptive_softmax:
+            nats = -self.scores(outputs, right).output.sum()
+        else:
+            nats = F.cross_entropy(self.scores(outputs), right, reduction="sum")
+        return nats, after, x, raw
 
     def _run(
         self, layer: nn.Module, x: Tensor, state: Any, noise: training.Noise | None
@@ -327,10 +375,10 @@ def loss(
     config: Config, carried: Carried, network: nn.Module, share: Share, noise: training.Noise
 ) -> training.Loss:
     """Cross-entropy of the next unit, summed; with AR and TAR as shares of its mean."""
-    scores, after, dropped, raw = network(share.read, None if share.begins else carried.states, noise)
+    states = None if share.begins else carried.states
+    total, after, dropped, raw = network(share.read, share.follow, states, noise)
     carried.after(after)
     count = share.follow.numel()
-    total = F.cross_entropy(scores.flatten(0, 1), share.follow.flatten(), reduction="sum")
     if config.activation:
         total = total + count * config.activation * dropped.square().mean()
     if config.slowness and len(raw) > 1:
@@ -345,8 +393,8 @@ def score(numbers: NDArray[np.int64], network: nn.Module) -> training.Score:
     units = torch.from_numpy(numbers).to(device)
     for at in range(0, len(units) - 1, 2000):
         follow = units[at + 1 : at + 2001]
-        scores, states, _, _ = network(units[at : at + len(follow), None], states)
-        total += float(F.cross_entropy(scores[:, 0], follow, reduction="sum"))
+        nats, states, _, _ = network(units[at : at + len(follow), None], follow[:, None], states)
+        total += float(nats)
     nats = total / (len(units) - 1)
     return training.Score(nats, nats)
 
@@ -374,6 +422,7 @@ class Outcome:
             "metric": "nats",
             "value": self.measured.per_unit,
             "bits": self.measured.bits_per_unit,
+            "bits_per_character": self.measured.bits_per_character,
             "perplexity": self.measured.perplexity,
             "units": self.measured.units,
         }
@@ -383,7 +432,8 @@ class Outcome:
         found = self.measured
         return (
             f"{self.part} {found.per_unit:.4f} nats or {found.bits_per_unit:.4f} bits for each of "
-            f"{found.units:,} {self.units}, perplexity {found.perplexity:.3f}"
+            f"{found.units:,} {self.units}, perplexity {found.perplexity:.3f}; "
+            f"{found.bits_per_character:.4f} bits a character"
         )
 
     def next_commands(self, best: str) -> tuple[str, ...]:
@@ -406,15 +456,12 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
     _refuse_processes()
     parts = options.brief(read(config, quiet=options.quiet), each=10 * config.window)
     where = config.data if config.train is None else str(config.train)
-    cut = [language.units_of(part, config.units) for part in parts]
-    vocabulary = Vocabulary.build([cut[0]], min_count=config.min_count, lowercase=False)
-    numbers, dev, _ = (vocabulary.encode(part) for part in cut)
+    units = Units.learn(config, parts.train)
+    numbers, dev, test = map(units.numbers, parts)
     if len(dev) < 2:
         raise DataError(f"{where}: the dev part is too short.\n  Fix: give a longer text with --dev.")
     starts = columns(numbers, options.batch_size, config.window)
     length = (len(numbers) - 1) // options.batch_size
-    with training.seeded(options.seed):
-        network = Network(config, len(vocabulary))
     description = language.Description(
         task=language.TASK,
         units=config.units,
@@ -422,11 +469,15 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         embedding_size=config.embedding_size,
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
+        adaptive_softmax=config.adaptive_softmax,
     )
+    language.shapes(description, len(units.known))  # refuses what an adaptive softmax cannot be
+    with training.seeded(options.seed):
+        network = Network(config, len(units.known))
     if not options.quiet:
         print(
-            f"{where}: {len(numbers):,} {config.units} to train on, {len(dev):,} dev, {len(cut[2]):,} test; "
-            f"{len(vocabulary):,} known; {options.batch_size} columns, {len(starts)} windows of "
+            f"{where}: {len(numbers):,} {config.units} to train on, {len(dev):,} dev, {len(test):,} test; "
+            f"{len(units.known):,} known; {options.batch_size} columns, {len(starts)} windows of "
             f"{config.window} steps",
             file=sys.stderr,
         )
@@ -442,7 +493,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
             **outcome.folder(
                 training.weights(network),
                 description,
-                {serving.VOCABULARY: vocabulary},
+                {serving.VOCABULARY: units.known, language.MERGES: units.merges},
                 card(description, config, options, dev_score),
             ),
             **({} if dev_score is not None else {_CARRIED: carried.to_bytes()}),
