@@ -49,6 +49,24 @@ def test_eval_and_predict_say_how_likely_a_text_is(best: Path, tmp_path: Path) -
     assert unspooled("eval", best).returncode == 2
 
 
+def test_inspect_shows_gates_and_what_comes_next(best: Path, tmp_path: Path) -> None:
+    found = json.loads(unspooled("inspect", best, "abcd ab", "--json").stdout)
+    assert found["words"] == list("abcd ab")
+    assert (found["label"], found["known"][4]) == ("c", False)
+    assert len(found["contributions"]) == len(found["mean gates"]["forward"]["forget"]) == 7
+    assert found["surprisal"][0] is None
+    assert found["surprisal"][4] > found["surprisal"][1]
+    told = unspooled("inspect", best, "abcd ab")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith("next 'c' ")
+    assert "\u2420" in told.stdout
+    assert "hardest to guess, in nats: " in told.stdout
+    for name in ("a.html", "a.png", "a.safetensors"):
+        done = unspooled("inspect", best, "abcd ab", "-o", tmp_path / name)
+        assert (done.returncode, done.stderr) == (0, f"written: {tmp_path / name}\n")
+    assert "next &#x27;c&#x27;" in (tmp_path / "a.html").read_text()
+
+
 def test_a_bidirectional_one_is_refused_with_the_reason(tmp_path: Path) -> None:
     done = unspooled("train", "language-model", "--bidirectional", "-o", tmp_path / "run")
     assert done.returncode == 2

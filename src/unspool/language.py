@@ -10,6 +10,7 @@ alone: the reverse direction would have read what is to be guessed.  Knows no tr
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -139,9 +140,10 @@ class LanguageModel:
         head = "scores.head" if d.adaptive_softmax else "scores"
         self.score_weights: Floats = tensors[f"{head}.weight"]
         self._score_bias: Floats = tensors[f"{head}.bias"]
+        self._clusters = clusters(d.adaptive_softmax, len(vocabulary))
         self._tails = [
             (tensors[f"scores.tail.{i}.0.weight"], tensors[f"scores.tail.{i}.1.weight"])
-            for i in range(len(clusters(d.adaptive_softmax, len(vocabulary))))
+            for i in range(len(self._clusters))
         ]
         self.weights = [
             serving.layer_weights(d.cell, 1, tensors, f"layers.{k}.") for k in range(d.num_layers)
@@ -179,15 +181,35 @@ class LanguageModel:
         """Units put together as a text."""
         return text_of(units, self.description.units, self.subwords)
 
-    def embed(self, numbers: Ints) -> Floats:
-        """Look units up: (T,) numbers to (T, 1, E), the form that layers read."""
-        return np.ascontiguousarray(self.embedding[numbers][:, None])
+    def shown(self, text: str) -> tuple[str, ...]:
+        """A text's units as people read them: of a subword its text, with the space that begins a word."""
+        units = self.cut(text)
+        return tuple(units if self.subwords is None else (self.subwords.decode([unit]) for unit in units))
 
-    def traced(self, x: Floats) -> list[Trace]:
+    def encode(self, texts: Sequence[str]) -> serving.Encoded:
+        """Turn texts into padded unit numbers.
+
+        Raises:
+            InputError: not a list of texts.
+        """
+        if isinstance(texts, str):
+            raise InputError("the input should be a list of texts.\n  Received: a text.\n  Fix: [text].")
+        numbers = [self.vocabulary.encode(self.cut(text)) for text in texts]
+        lengths = np.array([len(row) for row in numbers], np.int64)
+        tokens = np.full((len(numbers), int(lengths.max(initial=0))), PAD, np.int64)
+        for row, known in zip(tokens, numbers, strict=True):
+            row[: len(known)] = known
+        return serving.Encoded(tokens, lengths)
+
+    def embed(self, tokens: Ints) -> Floats:
+        """Look units up: (B, T) numbers to (T, B, E), the form that layers read."""
+        return np.ascontiguousarray(self.embedding[tokens.T])
+
+    def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
         """Run all layers over (T, B, E) and keep every layer's trace."""
         traces = []
         for prepared in self.layers:
-            trace, _ = self.kernels.forward(prepared, x)
+            trace, _ = self.kernels.forward(prepared, x, lengths=lengths)
             traces.append(trace)
             x = serving.side_by_side(trace.hidden)
         return traces
@@ -204,6 +226,22 @@ class LanguageModel:
             parts.append(within + logs[:, first + i, None])
         return np.concatenate(parts, 1)
 
+    def read_out_gradient(self, hidden: Floats, unit: int) -> Floats:
+        """Differentiate the logarithm of one unit's probability by the top layer's outputs: (T, H) each.
+
+        d log p(u) / dh = W_u - sum over v of p(v) W_v        within a cluster, and in the head for it
+        """
+        first = len(self.score_weights) - len(self._tails)
+        place, found = unit, np.zeros_like(hidden)
+        for i, (start, stop) in enumerate(self._clusters):
+            if start <= unit < stop:
+                narrow, wide = self._tails[i]
+                within = np.exp(_normal(_scored(_scored(hidden, narrow), wide)))
+                found += (wide[unit - start] - within @ wide) @ narrow
+                place = first + i
+        chances = np.exp(_normal(_scored(hidden, self.score_weights) + self._score_bias))
+        return found + self.score_weights[place] - chances @ self.score_weights  # type: ignore[no-any-return]
+
     def run(self, numbers: Ints, states: list[State] | None = None) -> tuple[Floats, list[State]]:
         """Read units and score what follows each.
 
@@ -214,7 +252,7 @@ class LanguageModel:
         Returns:
             (T, V) logarithms of probabilities, and the state of each layer after the last unit.
         """
-        x = self.embed(numbers)
+        x = self.embed(numbers[None])
         after = []
         for k, prepared in enumerate(self.layers):
             hidden, state = self.kernels.infer(prepared, x, None if states is None else states[k])
@@ -230,14 +268,23 @@ class LanguageModel:
         Raises:
             InputError: the text is none.
         """
-        units = self.cut(text)
-        numbers = self.vocabulary.encode(units)
-        total, states = 0.0, None
+        nats = self.surprisal(text)
+        return Likelihood(float(nats.sum(dtype=np.float64)), len(nats), len(self.join(self.cut(text)[1:])))
+
+    def surprisal(self, text: str) -> Floats:
+        """How unexpected each unit but the first is, given those before it: (T - 1,) nats, -ln p.
+
+        Raises:
+            InputError: the text is none.
+        """
+        numbers = self.vocabulary.encode(self.cut(text))
+        found: list[Floats] = []
+        states = None
         for at in range(0, len(numbers) - 1, _AT_ONCE):
             read, follow = numbers[at : at + _AT_ONCE], numbers[at + 1 : at + 1 + _AT_ONCE]
             logs, states = self.run(read[: len(follow)], states)
-            total -= float(logs[np.arange(len(follow)), follow].sum(dtype=np.float64))
-        return Likelihood(total, max(len(numbers) - 1, 0), len(self.join(units[1:])))
+            found.append(-logs[np.arange(len(follow)), follow])
+        return np.concatenate([np.zeros(0, np.float32), *found])
 
     def generate(
         self,
@@ -359,12 +406,12 @@ def clusters(first: int, vocabulary_size: int) -> list[tuple[int, int]]:
     ends = [first]
     while first and ends[-1] < vocabulary_size:
         ends.append(min(ends[-1] + first * 4 ** len(ends), vocabulary_size))
-    return list(zip(ends, ends[1:], strict=False))
+    return list(itertools.pairwise(ends))
 
 
 def cluster_size(hidden_size: int, cluster: int) -> int:
     """To how many numbers outputs are narrowed in the cluster of this place: a fourth with each."""
-    return hidden_size // 4 ** (cluster + 1)
+    return hidden_size // 4 ** (cluster + 1)  # type: ignore[no-any-return]
 
 
 def _scored(hidden: Floats, weights: Floats) -> Floats:
@@ -394,8 +441,8 @@ def shapes(description: Description, vocabulary_size: int) -> dict[str, tuple[in
     if d.adaptive_softmax and (not rarer or cluster_size(d.hidden_size, len(rarer) - 1) < 1):
         fault = "is too small: the last cluster has no number left" if rarer else "leaves nothing to clusters"
         raise InputError(
-            f"adaptive_softmax {fault}.\n  Received: {d.adaptive_softmax}, of {vocabulary_size:,} units known "
-            f"and hidden_size {d.hidden_size}.\n  Fix: a {'larger' if rarer else 'smaller'} number, or 0."
+            f"adaptive_softmax {fault}.\n  Received: {d.adaptive_softmax}, of {vocabulary_size:,} units "
+            f"known and hidden_size {d.hidden_size}.\n  Fix: {'more' if rarer else 'less'}, or 0."
         )
     expected |= {f"{head}.weight": (scored, d.hidden_size), f"{head}.bias": (scored,)}
     for i, (first, stop) in enumerate(rarer):

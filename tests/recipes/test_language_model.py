@@ -193,7 +193,7 @@ def test_an_adaptive_softmax_that_cannot_be_is_refused(
     book: Path, tmp_path: Path, first: int, hidden: int
 ) -> None:
     config = recipe.Config(train=book, adaptive_softmax=first, hidden_size=hidden)
-    with pytest.raises(InputError, match="adaptive_softmax (leaves nothing|is too small)"):
+    with pytest.raises(InputError, match=r"adaptive_softmax (leaves nothing|is too small)"):
         recipe.train(config, recipe.Options(**QUICK), tmp_path / "run")  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 

@@ -348,6 +348,9 @@ def inspect(
     unspool inspect runs/demo/best "The movie was terribly exciting!"
     unspool inspect runs/demo/best "Not bad at all." -o gates.html
     unspool inspect runs/de-en/best "Ein Hund rennt." -o attention.html
+    unspool inspect runs/lm/best "def main(" -o gates.html
+
+    Of a language model it is what moved the next unit, and how hard each was to guess.
 
     Parameters
     ----------
@@ -375,8 +378,6 @@ def inspect(
             f"  Fix: end it in .html, .png or .safetensors."
         )
     task = task_of(model)
-    if task == LANGUAGE_MODEL:
-        raise ConfigError("inspect does not read a language model yet.\n  Fix: unspool predict MODEL TEXT.")
     if task == TRANSLATION:
         if output is not None and output.suffix == ".png":
             raise ConfigError("inspect draws no picture of a translator yet.\n  Fix: end it in .html.")
@@ -400,19 +401,24 @@ def inspect(
         else:
             _print(looked.table(model, text))
         return 0
-    loaded = Model.load(model)
+    loaded = LanguageModel.load(model) if task == LANGUAGE_MODEL else Model.load(model)
     recording = introspect.record(loaded, text)
     moved = introspect.contributions(loaded, text)
-    context = introspect.right_context(loaded, text)
+    if isinstance(loaded, LanguageModel):
+        details, said = language.details(loaded, text, moved)
+        shown = language.as_answer(moved)
+    else:
+        context = introspect.right_context(loaded, text)
+        details, said, shown = {"right context": _both_readings(context)}, str(context), moved
     if json:
-        _print_json(_inspection(recording, moved, context))
+        _print_json({**_inspection(recording, moved), **details})
     else:
         colour = sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR")
         width = shutil.get_terminal_size((80, 24)).columns
-        _print(sentence.terminal(recording, moved, colour=colour, width=width))
-        _print(f"\n{context}")
+        _print(sentence.terminal(recording, shown, colour=colour, width=width))
+        _print(f"\n{said}")
     if output is not None:
-        _write_inspection(output, recording, moved)
+        _write_inspection(output, recording, shown)
         if not quiet:
             _say(f"written: {output}")
     return 0
@@ -868,9 +874,7 @@ def _own_examples(model: Path, labels: tuple[str, ...], quiet: bool) -> tuple[st
     return "test", benchmark(name, fold=fold, data_dir=record.get("data_dir"), quiet=quiet).test
 
 
-def _inspection(
-    recording: introspect.Recording, moved: introspect.Contributions, context: introspect.RightContext
-) -> dict[str, Any]:
+def _inspection(recording: introspect.Recording, moved: introspect.Contributions) -> dict[str, Any]:
     """The numbers behind the heat map, as JSON has them."""
     directions = ("forward", "reverse")[: recording.directions]
     means: dict[str, Any] = {}
@@ -889,10 +893,13 @@ def _inspection(
         "margin": moved.margin,
         "contributions": _rounded(moved.values),
         "mean gates": means,
-        "right context": {
-            "forward": _rounded(context.forward),
-            "reverse": None if context.reverse is None else _rounded(context.reverse),
-        },
+    }
+
+
+def _both_readings(context: introspect.RightContext) -> dict[str, Any]:
+    return {
+        "forward": _rounded(context.forward),
+        "reverse": None if context.reverse is None else _rounded(context.reverse),
     }
 
 

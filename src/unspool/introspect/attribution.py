@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from unspool.errors import InputError
 from unspool.introspect.inputs import of_module
 from unspool.introspect.recording import words_of
+from unspool.introspect.stack import check_step
 from unspool.introspect.tables import Shown
+from unspool.kernels.contract import Trace
+from unspool.language import LanguageModel
 from unspool.model import Floats, Ints, Model, side_by_side, softmax
+from unspool.vocabulary import PAD, UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -52,6 +56,7 @@ def contributions(
     """Attribute an answer to what was read, by integrated gradients.
 
         contributions(model, "a quietly moving film")     a `Model`: `Contributions` of its words
+        contributions(model, "the cat sat on the m")      a `LanguageModel`: of its units, to what comes next
         contributions(network, x, target=2)               a torch model or layer: `InputContributions`
 
     Of a torch model the path runs straight from zeros to x, or where x is of whole numbers from vectors of
@@ -60,12 +65,13 @@ def contributions(
     change, or `steps` points are spent.
 
     Args:
-        model: a `Model`, a layer, or a torch model with layers of unspool.nn in it.
+        model: a `Model`, a `LanguageModel`, a layer, or a torch model with layers of unspool.nn in it.
         x: the text; or what the model takes, of several things as a tuple the first is explained.
         steps: points on the path.  None: 128 for a `Model`, at most 1,024 for a torch model.
         target: which of the outputs; or a function of what the model returns, to (B,).  None: each sample's
-            largest.  Not for a `Model`, whose margin between the label and its rival is explained.
-        at: the step, where the model answers at every step.
+            largest.  Not for a `Model`, whose margin between the label and its rival is explained; for a
+            language model the unit, as a text, whose margin over the likeliest other one is.
+        at: the step, where the model answers at every step; of a language model the last where it is None.
         lengths: goes to the model's forward by this name.
 
     Raises:
@@ -75,6 +81,10 @@ def contributions(
     """
     if steps is not None and steps < 1:
         raise InputError(f"steps should be 1 or more.\n  Received: {steps}.")
+    if isinstance(model, LanguageModel):
+        if lengths is not None:
+            raise InputError("a text has its own length.\n  Received: lengths.\n  Fix: leave them out.")
+        return _of_next(model, x, 128 if steps is None else steps, target, -1 if at is None else at)
     if not isinstance(model, Model):
         return of_module(model, x, 1024 if steps is None else steps, target, at, lengths)
     for name, given in (("target", target), ("at", at), ("lengths", lengths)):
@@ -124,6 +134,73 @@ def _of_text(model: Model, text: str, steps: int) -> Contributions:
         margin=margin,
         margin_without=without,
         gap=margin - without - float(values.sum()),
+    )
+
+
+_AT_ONCE = 16  # points of the path in a batch: texts may be long
+
+
+def _of_next(model: LanguageModel, text: str, steps: int, target: Any, at: int) -> Contributions:
+    """Attribute what a language model expects after one unit to the units up to it.
+
+        M = ln p(unit) - ln p(rival)        after step `at`; the path is that of `_of_text`
+
+    Raises:
+        InputError: no text, no such step, or a target that the model does not know.
+    """
+    shown = words_of(model, text)
+    at = check_step(at, len(shown))
+    numbers = model.encode([text]).tokens[:, : at + 1]
+    x = model.embed(numbers)  # (T, 1, E)
+
+    def logs_of(inputs: Floats) -> Floats:
+        traces = model.traced(inputs, np.array([at + 1]))
+        return model.read_out(traces[-1].hidden[at, :, 0])[0]  # type: ignore[no-any-return]
+
+    logs = logs_of(x)
+    allowed = logs.astype(np.float64)
+    allowed[[PAD, UNKNOWN]] = -np.inf
+    best = int(allowed.argmax()) if target is None else _number(model, target)
+    allowed[best] = -np.inf
+    rival = int(allowed.argmax())
+
+    slope = np.zeros_like(x[:, 0], np.float64)
+    along = (np.arange(steps, dtype=np.float32) + 0.5) / np.float32(steps)
+    for start in range(0, steps, _AT_ONCE):
+        part = along[start : start + _AT_ONCE]
+        path = np.ascontiguousarray(x * part[None, :, None])
+        lengths = np.full(len(part), at + 1, np.int64)
+        traces = model.traced(path, lengths)
+        top = np.ascontiguousarray(traces[-1].hidden[at, :, 0])
+        d_output = np.zeros_like(side_by_side(traces[-1].hidden))
+        d_output[at] = model.read_out_gradient(top, best) - model.read_out_gradient(top, rival)
+        slope += _down(model, path, traces, d_output, lengths).sum(1)
+    values = (x[:, 0] * slope / steps).sum(1)
+
+    margin, blank = float(logs[best] - logs[rival]), logs_of(np.zeros_like(x))
+    without = float(blank[best] - blank[rival])
+    units = model.vocabulary.tokens
+    return Contributions(
+        words=shown[: at + 1],
+        values=values,
+        label=model.join([units[best]]),
+        rival=model.join([units[rival]]),
+        score=float(np.exp(logs[best])),
+        margin=margin,
+        margin_without=without,
+        gap=margin - without - float(values.sum()),
+    )
+
+
+def _number(model: LanguageModel, target: Any) -> int:
+    """The number of a unit given as a text; of a subword with or without the space that begins a word."""
+    known = {model.join([unit]): number for number, unit in enumerate(model.vocabulary.tokens) if number > 1}
+    for text in (target, f" {target}"):
+        if text in known:
+            return known[text]
+    raise InputError(
+        f"the model knows no unit {target!r:.60}.\n  Received: {len(known):,} {model.description.units}.\n"
+        f"  Fix: one of them, such as {next(iter(known), '')!r:.40}."
     )
 
 
@@ -180,11 +257,17 @@ def right_context(model: Model, text: str) -> RightContext:
 
 def _margin_gradient(model: Model, x: Floats, lengths: Ints, towards: Floats) -> Floats:
     """d(logits · towards)/dx for each of a batch of word-vector sequences: (T, B, E)."""
-    inputs = [x]
     traces = model.traced(x, lengths)
-    inputs += [side_by_side(trace.hidden) for trace in traces[:-1]]
     d_pooled = np.broadcast_to(towards @ model.class_weights, (x.shape[1], model.class_weights.shape[1]))
     d_output = _unpool(traces[-1].hidden, lengths, model.description.pooling, d_pooled)
+    return _down(model, x, traces, d_output, lengths)
+
+
+def _down(
+    model: Model | LanguageModel, x: Floats, traces: list[Trace], d_output: Floats, lengths: Ints
+) -> Floats:
+    """Take a gradient of the top layer's outputs (T, B, D·H) through all layers down to their input."""
+    inputs = [x, *(side_by_side(trace.hidden) for trace in traces[:-1])]
     for prepared, trace, given in zip(
         reversed(model.layers), reversed(traces), reversed(inputs), strict=True
     ):

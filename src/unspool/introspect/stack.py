@@ -1,8 +1,9 @@
 """The recurrent layers of whatever is looked at, as kernels and arrays: one form for all of this room.
 
-An `unspool.nn` layer, a torch.nn one, or a `Model`: their weights are read as they are now, a float64 layer
-runs the reference, a float32 one the native kernels.  Dropout between layers is not applied: what is looked
-at is the network as it answers.  torch is not imported: a layer is known by what it has.
+An `unspool.nn` layer, a torch.nn one, a `Model` or a `LanguageModel`: their weights are read as they
+are now, a float64 layer runs the reference, a float32 one the native kernels.  Dropout between layers is not
+applied: what is looked at is the network as it answers.  torch is not imported: a layer is known by what it
+has.
 
     T time steps   B batch   I input size   H hidden size   D directions   G gates   L layers
 """
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from unspool.errors import InputError
 from unspool.kernels import checks, choose, load
 from unspool.kernels.contract import Cell, Flow, Gradients, Kernels, State, Trace, Weights
+from unspool.language import LanguageModel
 from unspool.model import Model, side_by_side
 
 Numbers = NDArray[Any]
@@ -168,13 +170,14 @@ def is_layer(given: Any) -> bool:
 def entered(stack: Stack, given: Any, x: Any, lengths: Any) -> tuple[Numbers, bool, Any]:
     """What a layer reads: (T, B, I), whether it came without a batch axis, and the lengths.
 
-    A `Model` reads texts too, a single one or a list.
+    A `Model` and a `LanguageModel` read texts too, a single one or a list.
 
     Raises:
         InputError: the input does not fit, a text has no words, or lengths go with texts.
     """
     texts = [x] if isinstance(x, str) else x
-    if isinstance(given, Model) and isinstance(texts, list | tuple) and texts and isinstance(texts[0], str):
+    reads_texts = isinstance(given, Model | LanguageModel) and isinstance(texts, list | tuple)
+    if reads_texts and texts and isinstance(texts[0], str):
         encoded = given.encode(list(texts))
         if lengths is not None or (encoded.lengths == 0).any():
             received = "lengths" if lengths is not None else "a text without words"
@@ -188,13 +191,13 @@ def entered(stack: Stack, given: Any, x: Any, lengths: Any) -> tuple[Numbers, bo
 
 
 def of(layer: Any, kernels: str = "auto") -> Stack:
-    """Take a layer's, or a Model's, recurrent layers.
+    """Take the recurrent layers of a layer, a Model or a LanguageModel.
 
     Raises:
         InputError: it is neither, or is of a kind that cannot be looked at.
     """
     weights: tuple[tuple[Weights, ...], ...]
-    if isinstance(layer, Model):
+    if isinstance(layer, Model | LanguageModel):
         d = layer.description
         weights = tuple(map(tuple, layer.weights))
         dtype, batch_first, cell = "float32", False, d.cell
@@ -212,7 +215,7 @@ def _of_torch(layer: Any) -> tuple[Cell, tuple[tuple[Weights, ...], ...], bool]:
     if not is_layer(layer):
         raise InputError(
             f"this is no recurrent layer.\n  Received: {type(layer).__name__}.\n"
-            f"  Fix: pass an RNN, LSTM or GRU of unspool.nn or torch.nn, or a Model."
+            f"  Fix: pass an RNN, LSTM or GRU of unspool.nn or torch.nn, or a Model or LanguageModel."
         )
     if getattr(layer, "proj_size", 0):
         raise InputError("a projected LSTM cannot be looked at yet.\n  Received: proj_size above 0.")

@@ -183,6 +183,8 @@ def clean(text: str) -> str:
     shown = "".join(_visible(character) for character in text)
     if not shown.strip(_JOINERS):
         return "\ufffd"
+    if shown.isspace():
+        return shown.replace(" ", "\u2420")
     # A mark without a letter would sit on what stands before it.
     return f"\u25cc{shown}" if unicodedata.category(shown[0])[0] == "M" else shown
 
