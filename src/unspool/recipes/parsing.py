@@ -12,7 +12,7 @@ they can be learned beside the tree.
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -266,7 +266,8 @@ class Scores(NamedTuple):
     """What the network says of a share's sentences; scores of heads past a sentence's end are -inf."""
 
     arcs: Tensor  # (B, T, T + 1)
-    relations: Tensor  # (B, T, K) of each word to the head that it was given
+    heads: Tensor  # (B, T) those that were given, or the best
+    relations: Tensor  # (B, T, K) of each word to its head
     tags: Tensor  # (B, T, G)
 
 
@@ -314,7 +315,7 @@ class Network(reader.Reader):
         chosen = _with_one(views["relation_head"])[rows, heads]  # (B, T, R + 1)
         relations = (asked.reshape(batch, steps, len(kinds), -1) @ chosen[..., None]).squeeze(3)
         tags = states.new_zeros(batch, steps, 0) if self.tag_scores is None else self.tag_scores(states)
-        return Scores(arcs, relations, tags)
+        return Scores(arcs, heads, relations, tags)
 
     def _view(self, name: str, states: Tensor, noise: training.Noise | None) -> Tensor:
         """A layer on the words' states, as one side of a product reads them."""
@@ -375,26 +376,37 @@ def loss(network: nn.Module, share: Share, noise: training.Noise) -> training.Lo
     return training.Loss(cross_entropy(scores, share), words, tokens=words, places=share.given.words.numel())
 
 
-def score(data: Data, description: parser.Description, network: nn.Module, tables: Tables) -> training.Score:
-    """LAS of the best trees; and the mean loss of a word, of relations to the predicted heads."""
+def parsed(
+    data: Data, description: parser.Description, network: nn.Module, tables: Tables
+) -> Iterator[tuple[NDArray[np.int64], list[Tree], Share, Scores]]:
+    """Parse with the network in torch, a batch at a time, the longest sentences first.
+
+    Yields:
+        The places of a batch's sentences, their trees, and what was read and scored.
+    """
     device = next(network.parameters()).device
-    answers: list[Tree] = [Tree((), ())] * len(data.sentences)
-    total = 0.0
     for rows in parser.batched(data.lengths, 64):
         share = share_of(data, rows, tables)
         given = reader.Given(*(part.to(device) for part in share.given))
-        scores = network(given, None)
-        total += float(cross_entropy(Scores(*(part.cpu() for part in scores)), share))
-        heads = _best_heads(scores.arcs, share.given.lengths).cpu().numpy()
-        relations = scores.relations.cpu().numpy()
-        for b, row in enumerate(rows):
-            n = int(data.lengths[row])
-            kinds = parser.best_relations(relations[b, :n], heads[b, :n], description)
-            answers[row] = Tree(
-                tuple(heads[b, :n].tolist()), tuple(description.relations[kind] for kind in kinds)
-            )
-    found = ArcScore.of(answers, data.trees)
-    return training.Score(found.value, total / max(int(data.lengths.sum()), 1))
+        scores = Scores(*(part.cpu() for part in network(given, None)))
+        found = []
+        for b, n in enumerate(data.lengths[rows]):
+            heads = scores.heads[b, :n].numpy()
+            kinds = parser.best_relations(scores.relations[b, :n].numpy(), heads, description)
+            found.append(Tree(tuple(heads.tolist()), tuple(description.relations[kind] for kind in kinds)))
+        yield rows, found, share, scores
+
+
+def score(data: Data, description: parser.Description, network: nn.Module, tables: Tables) -> training.Score:
+    """LAS of the best trees; and the mean loss of a word, of relations to the predicted heads."""
+    answers: list[Tree] = [Tree((), ())] * len(data.sentences)
+    total = 0.0
+    for rows, found, share, scores in parsed(data, description, network, tables):
+        total += float(cross_entropy(scores, share))
+        for row, tree in zip(rows, found, strict=True):
+            answers[row] = tree
+    measured = ArcScore.of(answers, data.trees)
+    return training.Score(measured.value, total / max(int(data.lengths.sum()), 1))
 
 
 # ---- the run
@@ -453,22 +465,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
     learned, dev = (numbered(config, part, names) for part in parts[:2])
     with training.seeded(options.seed):
         network = Network(config, words, names)
-    description = parser.Description(
-        task=parser.TASK,
-        relations=names.relations,
-        root=names.root,
-        tag_column=config.tags,
-        tags=names.tags,
-        cell=Cell(config.cell),
-        word_size=config.word_size,
-        vector_size=words.vectors.shape[1],
-        letter_size=config.letter_size,
-        letter_hidden_size=config.letter_hidden_size,
-        hidden_size=config.hidden_size,
-        num_layers=config.num_layers,
-        arc_size=config.arc_size,
-        relation_size=config.relation_size,
-    )
+    description = description_of(config, words, names)
     if not quiet:
         counts = ", ".join(
             f"{len(part):,} {name}" for name, part in zip(("dev", "test"), parts[1:], strict=True)
@@ -501,6 +498,26 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
     )
     result = training.run(network, task, options, output, options.resolved(parser.TASK, config))
     return _measured(parts, result)
+
+
+def description_of(config: Config, words: reader.Words, names: Names) -> parser.Description:
+    """What the network is, as its folder says it."""
+    return parser.Description(
+        task=parser.TASK,
+        relations=names.relations,
+        root=names.root,
+        tag_column=config.tags,
+        tags=names.tags,
+        cell=Cell(config.cell),
+        word_size=config.word_size,
+        vector_size=words.vectors.shape[1],
+        letter_size=config.letter_size,
+        letter_hidden_size=config.letter_hidden_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        arc_size=config.arc_size,
+        relation_size=config.relation_size,
+    )
 
 
 def card(
