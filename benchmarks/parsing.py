@@ -1,10 +1,10 @@
 """Time the parsing recipe on our layers and on torch.nn's, in turn, in one run: training steps, and parsing.
 
-    python benchmarks/parsing.py            needs UNSPOOL_DATA for UD English EWT
+    python benchmarks/parsing.py [RUN/best]         needs UNSPOOL_DATA for UD English EWT
 
-Training: each turn makes the same steps, on the same batches, from the same initial weights.  Parsing: the
-same sentences in batches of 64, ours by `unspool.Parser` without torch, torch's by the same network on
-nn.LSTM and packed sequences; both end in trees.  The batches' numbers are made inside the time.
+Training: each turn makes the same steps on the same batches.  Parsing, with a trained model's folder: the
+test part in batches of 64, ours by `unspool.Parser` without torch, torch's by the same network on nn.LSTM
+and packed sequences; both end in trees.  Batches are made inside the time.  Threads: OMP_NUM_THREADS.
 """
 
 import argparse
@@ -19,19 +19,18 @@ import torch
 from stamp import in_words, stamp
 from unspool import parser, training
 from unspool.data import batches
-from unspool.kernels import choose
 from unspool.recipes import parsing, reader
+from unspool.trees import Tree
 
-STEPS, TURNS, SENTENCES = 12, 5, 1024
+STEPS, TURNS = 24, 5
 
 
 def main() -> None:
     """Print a line for training and one for parsing."""
     options = argparse.ArgumentParser()
-    options.add_argument("--threads", type=int, default=1, help="torch's, and so ours: 1")
-    threads = options.parse_args().threads
-    torch.set_num_threads(threads)
-    print(in_words(stamp("python benchmarks/parsing.py")), f"{threads} threads")
+    options.add_argument("model", nargs="?", help="a parser's folder, for the time of parsing")
+    given = options.parse_args()
+    print(in_words(stamp("python benchmarks/parsing.py")))
     config = parsing.Config(data="ewt", recurrent_dropout=0.0)
     parts = parsing.read(config, quiet=True)
     names = parsing.names_of(config, parts.train)
@@ -51,13 +50,20 @@ def main() -> None:
             for whose, network in networks.items()
         },
     )
-    # Weights of the same trees on both sides, which training made: the last turns' are close to each other.
-    networks["torch"].load_state_dict(networks["unspool"].state_dict())
-    description = parsing.description_of(config, words, names)
-    served = parser.Parser(description, words.tables, training.weights(networks["unspool"]))
-    asked = parsing.numbered(config, parts.test[:SENTENCES], names)
+    if given.model is None:
+        return
+    served = parser.Parser.load(given.model)
+    d = served.description
+    names = parsing.Names(d.relations, d.root, d.tags)
+    sizes = ("word_size", "letter_size", "letter_hidden_size", "hidden_size", "num_layers")
+    same = {name: getattr(d, name) for name in (*sizes, *(size for _, size in parser.SIDES))}
+    config = dataclasses.replace(config, layers="torch", cell=d.cell.value, tags=d.tag_column, **same)
+    none = np.zeros((len(served.tables.vectors), d.vector_size), np.float32)
+    network = parsing.Network(config, reader.Words(served.tables, none), names).eval()
+    network.load_state_dict({name: torch.tensor(part) for name, part in served._tensors.items()})
+    asked = parsing.numbered(config, parts.test, names)
     texts = [sentence.words for sentence in asked.sentences]
-    trees: dict[str, list[object]] = {}
+    trees: dict[str, list[Tree]] = {}
 
     def ours() -> float:
         begin = time.perf_counter()
@@ -67,14 +73,14 @@ def main() -> None:
     def theirs() -> float:
         begin = time.perf_counter()
         with torch.inference_mode():
-            found = parsing.parsed(asked, description, networks["torch"].eval(), words.tables)
+            found = parsing.parsed(asked, d, network, served.tables)
             answers = {row: tree for rows, batch, *_ in found for row, tree in zip(rows, batch, strict=True)}
         trees["torch"] = [answers[row] for row in range(len(texts))]
         return time.perf_counter() - begin
 
-    report(f"parsing, {SENTENCES} sentences", "sentences", SENTENCES, {"unspool": ours, "torch": theirs})
-    same = sum(mine == other for mine, other in zip(trees["ours"], trees["torch"], strict=True))
-    print(f"{same} of {SENTENCES} trees are the same; kernels {choose('float32').describe()}")
+    report(f"parsing, {len(texts):,} sentences", "sentences", len(texts), {"unspool": ours, "torch": theirs})
+    equal = sum(mine == other for mine, other in zip(trees["ours"], trees["torch"], strict=True))
+    print(f"{equal:,} of {len(texts):,} trees are the same")
 
 
 def report(what: str, unit: str, count: int, sides: dict[str, Callable[[], float]]) -> None:

@@ -5,7 +5,8 @@
     kind    r[d, k, l] = [word'_d; 1]ᵀ V_l [head'_k; 1]
     tree    the best with one root by s (`trees`); then the best relation of each of its arcs by r
 
-Each sentence is scored by itself after the layers, so that no answer depends on what is parsed with it.
+After the layers a batch's words are multiplied in blocks of one size, where each word's sums have one order,
+and the rest is each sentence's own: no answer depends on what is parsed with it.
 
     T steps (words)   B sentences   n words of a sentence   A, R sizes of arcs, relations   H hidden size
     K relations   G tags
@@ -35,6 +36,14 @@ TASK = "parsing"
 TAG_COLUMNS = ("none", "upos", "xpos")
 LEAK = 0.1  # of the layers before the products
 
+SIDES = (  # the layers before the products, and the size that each has
+    ("arc_word", "arc_size"),
+    ("arc_head", "arc_size"),
+    ("relation_word", "relation_size"),
+    ("relation_head", "relation_size"),
+)
+
+_BLOCK = 16  # words of a product: as many as the widest registers hold, so that all are summed alike
 _PLACES = 16_384  # words and padding that run together at most
 
 
@@ -134,9 +143,15 @@ class Parser:
         self.kernels: Kernels = choose("float32") if kernels == "auto" else load(kernels)
         self.reader = reading.Reader(description, tables, tensors, self.kernels)
         self._tensors = tensors
-        # (R + 1, K·(R + 1)): one product with a word makes what every relation asks of its head.
-        kinds = tensors["relations"]
-        self._kinds = np.ascontiguousarray(kinds.transpose(1, 0, 2)).reshape(kinds.shape[1], -1)
+        # (2·A + 2·R, 2·H): one product makes all four sides of a word.
+        weights = [tensors[f"{name}.weight"] for name, _ in SIDES]
+        self._sides = np.concatenate(weights)
+        self._bias = np.concatenate([tensors[f"{name}.bias"] for name, _ in SIDES])
+        self._cuts = np.cumsum([len(weight) for weight in weights])[:-1]
+        self._root = self._views(tensors["root"][None])
+        self._no_states = np.zeros((0, 2 * description.hidden_size), np.float32)
+        # (K·(R + 1), R + 1): one product with a head makes what every relation asks of its words.
+        self._kinds = tensors["relations"].reshape(-1, tensors["relations"].shape[2])
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, kernels: str = "auto") -> "Parser":
@@ -172,41 +187,57 @@ class Parser:
     def scored(self, encoded: Encoded) -> list[Scored]:
         """Score the arcs and tags of each sentence, and prepare its relations."""
         states = self.reader.read(encoded)
-        return [self.read_out(states[:n, b]) for b, n in enumerate(encoded.lengths)]
+        return self.read_out([states[:n, b] for b, n in enumerate(encoded.lengths)])
 
-    def read_out(self, states: Floats) -> Scored:
-        """Score a sentence from its words' states, (n, 2·H)."""
+    def read_out(self, states: Sequence[Floats]) -> list[Scored]:
+        """Score sentences from their words' states, (n, 2·H) each."""
         tensors = self._tensors
-        with_root = np.concatenate([tensors["root"][None], states])
-        words, heads = self._layer("arc_word", states), self._layer("arc_head", with_root)
-        arcs = _with_one(words) @ tensors["arcs"] @ heads.T
-        tags = np.zeros((len(states), 0), np.float32)
+        together = np.concatenate([self._no_states, *states])
+        views = self._views(together)
+        tags = np.zeros((len(together), 0), np.float32)
         if self.description.tags:
-            tags = states @ tensors["tag_scores.weight"].T + tensors["tag_scores.bias"]
-        return Scored(
-            arcs,
-            _with_one(self._layer("relation_word", states)),
-            _with_one(self._layer("relation_head", with_root)),
-            tags,
-        )
+            tags = _product(tensors["tag_scores.weight"], together) + tensors["tag_scores.bias"]
+        found, start = [], 0
+        for one in states:
+            stop = start + len(one)
+            words, own_heads, relation_words, own_relation_heads = (view[start:stop] for view in views)
+            heads = np.concatenate([self._root[1], own_heads])
+            arcs = _with_one(words) @ tensors["arcs"] @ heads.T
+            relation_heads = np.concatenate([self._root[3], own_relation_heads])
+            found.append(Scored(arcs, _with_one(relation_words), _with_one(relation_heads), tags[start:stop]))
+            start = stop
+        return found
 
-    def relations(self, scored: Scored, heads: Ints) -> Floats:
-        """Score every relation of each word to its head: (n, K)."""
-        size = scored.heads.shape[1]
-        asked = (scored.words @ self._kinds).reshape(len(heads), len(self.description.relations), size)
-        return np.matmul(asked, scored.heads[heads][:, :, None])[:, :, 0]  # type: ignore[no-any-return]
+    def relations(self, scored: Sequence[Scored], heads: Sequence[Ints]) -> list[Floats]:
+        """Score every relation of each word to its head, of sentences: (n, K) each."""
+        kinds, _, size = self._tensors["relations"].shape
+        found = [np.empty((len(above), kinds), np.float32) for above in heads]
+        # Each head is asked once, however many words it has.
+        asked: list[tuple[int, Ints]] = []  # a sentence, and the words of one of its heads
+        rows = [np.zeros((0, size), np.float32)]
+        for b, above in enumerate(heads):
+            order = np.argsort(above, kind="stable")
+            which, first = np.unique(above[order], return_index=True)
+            rows.append(scored[b].heads[which])
+            stops = np.append(first, len(above))[1:]
+            asked += [(b, order[start:stop]) for start, stop in zip(first, stops, strict=True)]
+        together = np.concatenate(rows)
+        for start in range(0, len(asked), _BLOCK):
+            answers = _product(self._kinds, together[start : start + _BLOCK]).reshape(-1, kinds, size)
+            for answer, (b, words) in zip(answers, asked[start : start + _BLOCK], strict=True):
+                found[b][words] = scored[b].words[words] @ answer.T
+        return found
 
-    def decide(self, scored: Scored) -> Tree:
-        """The best tree, its relations, and the best tags."""
+    def decide(self, scored: Sequence[Scored]) -> list[Tree]:
+        """The best tree of each sentence, its relations, and the best tags."""
         d = self.description
-        heads = trees.best(scored.arcs)
-        kinds = best_relations(self.relations(scored, heads), heads, d)
-        tags = scored.tags.argmax(1) if d.tags else ()
-        return Tree(
-            tuple(heads.tolist()),
-            tuple(d.relations[kind] for kind in kinds),
-            tuple(d.tags[tag] for tag in tags),
-        )
+        heads = [trees.best(one.arcs) for one in scored]
+        found = []
+        for one, above, relations in zip(scored, heads, self.relations(scored, heads), strict=True):
+            kinds = best_relations(relations, above, d)
+            tags = tuple(d.tags[tag] for tag in one.tags.argmax(1)) if d.tags else ()
+            found.append(Tree(tuple(above.tolist()), tuple(d.relations[kind] for kind in kinds), tags))
+        return found
 
     def predict(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 64) -> list[Tree]:
         """Parse sentences.
@@ -228,13 +259,14 @@ class Parser:
         lengths = np.array([len(sentence) for sentence in sentences], np.int64)
         for rows in batched(lengths, batch_size):
             encoded = self.encode([sentences[row] for row in rows])
-            for row, scored in zip(rows, self.scored(encoded), strict=True):
-                answers[row] = self.decide(scored)
+            for row, tree in zip(rows, self.decide(self.scored(encoded)), strict=True):
+                answers[row] = tree
         return answers
 
-    def _layer(self, name: str, states: Floats) -> Floats:
-        z = states @ self._tensors[f"{name}.weight"].T + self._tensors[f"{name}.bias"]
-        return np.maximum(z, LEAK * z)  # type: ignore[no-any-return]
+    def _views(self, states: Floats) -> list[Floats]:
+        """Words' states as each side of a product reads them."""
+        z = _product(self._sides, states) + self._bias
+        return np.split(np.maximum(z, LEAK * z), self._cuts, 1)
 
 
 def batched(lengths: Ints, batch_size: int) -> Iterator[Ints]:
@@ -280,12 +312,21 @@ def shapes(description: Description, tables: Tables) -> dict[str, tuple[int, ...
         "arcs": (d.arc_size + 1, d.arc_size),
         "relations": (len(d.relations), d.relation_size + 1, d.relation_size + 1),
     }
-    for name, size in (("arc", d.arc_size), ("relation", d.relation_size)):
-        for side in ("word", "head"):
-            expected |= {f"{name}_{side}.weight": (size, width), f"{name}_{side}.bias": (size,)}
+    for name, field in SIDES:
+        size = getattr(d, field)
+        expected |= {f"{name}.weight": (size, width), f"{name}.bias": (size,)}
     if d.tags:
         expected |= {"tag_scores.weight": (len(d.tags), width), "tag_scores.bias": (len(d.tags),)}
     return expected
+
+
+def _product(weights: Floats, x: Floats) -> Floats:
+    """x @ weights.T by blocks of rows, filled up with zeros: (N, O) of (O, I) and (N, I)."""
+    padded = np.zeros((-(-len(x) // _BLOCK), _BLOCK, x.shape[1]), np.float32)
+    padded.reshape(-1, x.shape[1])[: len(x)] = x
+    # The rows along the registers: each of a block's is then summed in the same order.
+    made = np.matmul(weights, padded.transpose(0, 2, 1))
+    return made.transpose(0, 2, 1).reshape(-1, len(weights))[: len(x)]  # type: ignore[no-any-return]
 
 
 def _with_one(x: Floats) -> Floats:

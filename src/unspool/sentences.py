@@ -9,7 +9,7 @@ Knows no label and no file of sentences; what is read off the top layer is `pars
     T steps (words)   B sentences   N different words   S letters of a word   H hidden size
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from unspool.vocabulary import PAD, Vocabulary
 LETTERS = "letters.json"
 VECTORS = "vectors.json"
 
+_SHORT = 6  # letters: words of so many or fewer are read together
 _MOST = 1_000_000  # so that a hostile file cannot ask for tensors that fill the memory
 
 
@@ -64,7 +65,7 @@ class Encoded(NamedTuple):
     words: Ints  # (B, T) word numbers, PAD past each length
     vectors: Ints  # (B, T) numbers of pretrained vectors, PAD past each length
     lengths: Ints  # (B,)
-    letters: Ints  # (N, S) of the different words, PAD past each length
+    letters: Ints  # (N, S) of the different words, the longest first, PAD past each length
     letter_lengths: Ints  # (N,)
     spelled: Ints  # (B, T) which of the N words; 0 past each length
 
@@ -89,9 +90,12 @@ class Reader:
 
     def embed(self, encoded: Encoded) -> Floats:
         """What the first layer reads of each word: (T, B, E)."""
-        x = np.ascontiguousarray(self._letters[encoded.letters.T])
-        _, final = self.kernels.infer(self._spelling, x, lengths=encoded.letter_lengths)
-        spelled = np.concatenate([final.hidden[0], final.hidden[1]], 1)
+        ends = []
+        for words, longest in stretches(encoded.letter_lengths):
+            x = np.ascontiguousarray(self._letters[encoded.letters[words, :longest].T])
+            _, final = self.kernels.infer(self._spelling, x, lengths=encoded.letter_lengths[words])
+            ends.append(np.concatenate([final.hidden[0], final.hidden[1]], 1))
+        spelled = np.concatenate(ends)
         parts = self._words[encoded.words.T], self._vectors[encoded.vectors.T], spelled[encoded.spelled.T]
         return np.concatenate(parts, 2)
 
@@ -121,7 +125,8 @@ def encode(sentences: Sequence[Sequence[str]], tables: Tables) -> Encoded:
         InputError: not a list of lists of words.
     """
     check(sentences)
-    different = {word: n for n, word in enumerate(dict.fromkeys(w for s in sentences for w in s))}
+    found = sorted(dict.fromkeys(w for s in sentences for w in s), key=len, reverse=True)
+    different = {word: n for n, word in enumerate(found)}
     lengths = np.array([len(sentence) for sentence in sentences], np.int64)
     shape = (len(sentences), int(lengths.max(initial=0)))
     live = np.arange(shape[1]) < lengths[:, None]
@@ -136,6 +141,25 @@ def encode(sentences: Sequence[Sequence[str]], tables: Tables) -> Encoded:
     if not len(table):
         table, letter_lengths = np.full((1, 0), PAD, np.int64), np.zeros(1, np.int64)
     return Encoded(words, vectors, lengths, table, letter_lengths, spelled)
+
+
+def stretches(lengths: Ints) -> Iterator[tuple[slice, int]]:
+    """Cut words into stretches of like lengths: a single long word would pad all the others.
+
+    Args:
+        lengths: (N,) letters of each word, the longest first.
+
+    Yields:
+        A stretch, and the letters of its longest word; the others have at least half as many, or there are
+        at most 6.
+    """
+    at = 0
+    while at < len(lengths):
+        longest = int(lengths[at])
+        least = longest // 2 if longest > _SHORT else -1
+        stop = at + int((lengths[at:] > least).sum())
+        yield slice(at, stop), longest
+        at = stop
 
 
 def _places(different: Mapping[str, int], table: Vocabulary, spelled: Ints, live: NDArray[np.bool_]) -> Ints:

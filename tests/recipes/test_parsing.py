@@ -43,7 +43,7 @@ def sentence(draw: random.Random) -> list[tuple[str, str, int, str]]:
         words.append((draw.choice(["the", "a"]), "DET", at + 2 + described, "det"))
         if described:
             words.append((draw.choice(["old", "red", "small"]), "ADJ", at + 3, "amod"))
-        words.append((draw.choice(["cat", "dog", "bird"]), "NOUN", -1, relation))
+        words.append((draw.choice(["cat", "dog", "hippopotamus"]), "NOUN", -1, relation))
         return len(words) - 1
 
     nouns = [noun("nsubj")]
@@ -119,7 +119,7 @@ def test_with_and_without_torch_scores_and_decisions_are_the_same(
 ) -> None:
     served = Parser.load(outcome.best)
     network = network_of(served, config_of(made))
-    sentences = [*dependencies.read(made / "test.conllu"), dependencies.as_sentence(["unseen"])]
+    sentences = [*dependencies.read(made / "test.conllu"), dependencies.as_sentence(["unseen", "x" * 300])]
     given = reader.encode(sentences, served.tables, 0)
     with torch.no_grad():
         found = network(given, None)
@@ -130,8 +130,10 @@ def test_with_and_without_torch_scores_and_decisions_are_the_same(
         np.testing.assert_allclose(one.tags, found.tags[b, :n], atol=1e-5, rtol=1e-5)
         assert torch.isinf(found.arcs[b, :, n + 1 :]).all()
         heads = trees.best(found.arcs[b, :n, : n + 1].numpy())
-        assert heads.tolist() == list(served.decide(one).heads)
-        np.testing.assert_allclose(served.relations(one, heads), found.relations[b, :n], atol=1e-5, rtol=1e-5)
+        assert served.decide([one])[0].heads == tuple(heads)
+        np.testing.assert_allclose(
+            served.relations([one], [heads])[0], found.relations[b, :n], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_the_products_are_the_papers(outcome: parsing.Outcome) -> None:
@@ -143,7 +145,7 @@ def test_the_products_are_the_papers(outcome: parsing.Outcome) -> None:
             [one.words[d].astype(np.float64) @ kind @ one.heads[head] for kind in kinds]
             for d, head in enumerate(heads)
         ]
-        np.testing.assert_allclose(served.relations(one, np.array(heads)), expected, atol=1e-4)
+        np.testing.assert_allclose(served.relations([one], [np.array(heads)])[0], expected, atol=1e-4)
 
 
 def test_ours_and_torchs_layers_are_the_same_network(made: Path) -> None:
@@ -194,6 +196,22 @@ def test_a_sentence_of_five_thousand_words_has_a_tree(outcome: parsing.Outcome) 
     long, short = served.predict([words[:5000], ["the", "cat", "sees"]])
     assert trees.fault(np.array(long.heads)) is None
     assert short.heads == (2, 3, 0)
+
+
+def test_words_are_spelled_beside_words_of_like_length(outcome: parsing.Outcome) -> None:
+    draw = np.random.default_rng(0)
+    for lengths in ([], [0], [3, 1, 0], [300, 7, 6, 0], *(draw.integers(0, 40, n) for n in range(1, 60))):
+        lengths = np.sort(np.array(lengths, np.int64))[::-1]
+        found = list(reading.stretches(lengths))
+        assert [at for words, _ in found for at in range(words.start, words.stop)] == list(
+            range(len(lengths))
+        )
+        for words, longest in found:
+            assert longest == lengths[words].max()
+            assert longest <= 6 or 2 * lengths[words].min() >= longest
+    encoded = Parser.load(outcome.best).encode([["a", "hippopotamus"], ["", "cat"]])
+    assert encoded.letter_lengths.tolist() == [12, 3, 1, 0]
+    assert encoded.spelled.tolist() == [[2, 0], [3, 1]]
 
 
 def test_batches_hold_few_enough_words() -> None:

@@ -59,14 +59,14 @@ def inspection(model: Path, text: str) -> dict[str, Any]:
     words = text.split()
     encoded = loaded.encode([words])
     traces = loaded.reader.traced(encoded)
-    scored = loaded.read_out(side_by_side(traces[-1].hidden)[:, 0])
-    tree = loaded.decide(scored)
+    (scored,) = loaded.read_out([side_by_side(traces[-1].hidden)[:, 0]])
+    (tree,) = loaded.decide([scored])
     heads = np.array(tree.heads, np.int64)
     arcs = scored.arcs.copy()
     arcs[np.arange(len(words)), np.arange(len(words)) + 1] = -np.inf  # no word is its own head
     best = trees.best(scored.arcs)
     names = ["ROOT", *words]
-    kinds = loaded.relations(scored, heads)
+    (kinds,) = loaded.relations([scored], [heads])
     known = loaded.tables.words.known([word.lower() for word in words])
     return {
         "words": words,

@@ -34,14 +34,6 @@ from unspool.trees import Tree
 
 _BENCHMARKS = tuple(name for name, found in tagged.BENCHMARKS.items() if found.format == "conllu")
 
-# The layers before the products, and the size that each has.
-_SIDES = (
-    ("arc_word", "arc_size"),
-    ("arc_head", "arc_size"),
-    ("relation_word", "relation_size"),
-    ("relation_head", "relation_size"),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -279,7 +271,7 @@ class Network(reader.Reader):
         super().__init__(config, words)
         width = 2 * config.hidden_size
         self.root = nn.Parameter(0.1 * torch.randn(width))
-        for name, size in _SIDES:
+        for name, size in parser.SIDES:
             layer = nn.Linear(width, getattr(config, size))
             nn.init.orthogonal_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -303,7 +295,9 @@ class Network(reader.Reader):
         states = self.read(given, noise).transpose(0, 1)  # (B, T, 2·H)
         batch, steps, width = states.shape
         with_root = torch.cat([self.root.expand(batch, 1, width), states], 1)
-        views = {name: self._view(name, with_root if "head" in name else states, noise) for name, _ in _SIDES}
+        views = {
+            name: self._view(name, with_root if "head" in name else states, noise) for name, _ in parser.SIDES
+        }
         arcs = _with_one(views["arc_word"]) @ self.arcs @ views["arc_head"].transpose(1, 2)
         past = torch.arange(steps + 1, device=arcs.device) > given.lengths.to(arcs.device)[:, None]
         arcs = arcs.masked_fill(past[:, None], -torch.inf)

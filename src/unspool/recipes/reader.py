@@ -126,8 +126,7 @@ class Reader(nn.Module):
         if noise is not None and config.word_dropout:
             dropped = noise.keep(config.word_dropout, words.size(1)) == 0
             words = torch.where(dropped & (words != PAD), UNKNOWN, words)
-        _, spelled = layers.read(self.spelling, self.letters(given.letters.T), given.letter_lengths)
-        spelled = torch.cat([spelled[0], spelled[1]], 1)[given.spelled.T]
+        spelled = self._spell(given)[given.spelled.T]
         x = torch.cat([self.words(words.T), self.vectors(given.vectors.T), spelled], 2)
         if noise is not None and config.input_dropout:
             x = x * noise.keep(config.input_dropout, x.size(2))
@@ -141,3 +140,17 @@ class Reader(nn.Module):
         if noise is not None and config.layer_dropout:
             x = x * noise.keep(config.layer_dropout, x.size(2))
         return x
+
+    def _spell(self, given: Given) -> Tensor:
+        """The different words by their letters: (N, 2·L)."""
+        lengths = given.letter_lengths
+        cuts = [
+            (slice(None), given.letters.size(1))
+        ]  # for torch's layers, packed: there padding costs nothing
+        if self.config.layers == "unspool":
+            cuts = list(sentences.stretches(lengths.cpu().numpy()))
+        ends = []
+        for words, longest in cuts:
+            x = self.letters(given.letters[words, :longest].T)
+            ends.append(layers.read(self.spelling, x, lengths[words])[1])
+        return torch.cat(ends, 1).transpose(0, 1).flatten(1)
