@@ -134,6 +134,7 @@ class LanguageModel:
         serving.check_tensors(shapes(d, len(vocabulary)), tensors)
         self.description = description
         self.vocabulary = vocabulary
+        self.tensors = tensors
         self.subwords = Subwords.from_table(merges) if d.units == "subwords" else None
         self.kernels: Kernels = choose("float32") if kernels == "auto" else load(kernels)
         self.embedding: Floats = tensors["embedding.weight"]

@@ -2,13 +2,15 @@
 
 import os
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from unspool.data import benchmarks, readers
 from unspool.data.readers import open_bytes
 from unspool.data.sources import fetch
 from unspool.errors import ConfigError, DataError
+from unspool.vocabulary import words
 
 
 class Parts(NamedTuple):
@@ -40,6 +42,20 @@ def read(path: str | os.PathLike[str]) -> str:
     return text
 
 
+def table(path: str | os.PathLike[str], column: str) -> str:
+    """Read the texts of a TSV, CSV or JSONL file, a line each, cut into words as classifiers cut them.
+
+    Raises:
+        DataError: the file is not what it should be.
+    """
+    # No label is asked for, so the text stands in its place.
+    return _as_read(readers.read(path, text_column=column, label_column=column))
+
+
+def _as_read(examples: Iterable[readers.Example]) -> str:
+    return "".join(" ".join(words(example.text)) + "\n" for example in examples)
+
+
 def by_position(text: str, train: float, dev: float) -> Parts:
     """Cut a text in three, in order: shares of its characters; the test part is what remains."""
     first, second = int(len(text) * train), int(len(text) * (train + dev))
@@ -66,7 +82,8 @@ _BENCHMARKS: dict[str, tuple[tuple[str, ...], Callable[[list[Path]], Parts]]] = 
     "tiny-shakespeare": (("tiny-shakespeare",), lambda paths: by_position(read(paths[0]), 0.9, 0.1)),
     "war-and-peace": (("war-and-peace",), lambda paths: by_position(read(paths[0]), 0.8, 0.1)),
 }
-NAMES = tuple(_BENCHMARKS)
+_TABLES = ("rotten-tomatoes", "imdb")  # the texts of a classifier's benchmark, without their labels
+NAMES = (*_BENCHMARKS, *_TABLES)
 
 
 def benchmark(name: str, *, data_dir: str | os.PathLike[str] | None = None, quiet: bool = False) -> Parts:
@@ -76,9 +93,12 @@ def benchmark(name: str, *, data_dir: str | os.PathLike[str] | None = None, quie
         ConfigError: the name is unknown.
         SourceError, DataError: a file cannot be had, or is not what it should be.
     """
+    if name in _TABLES:
+        parts = benchmarks.benchmark(name, data_dir=data_dir, quiet=quiet)
+        return Parts(*(_as_read(part) for part in parts))
     if name not in _BENCHMARKS:
         raise ConfigError(
             f"there is no text {name!r}.\n  Fix: use one of {', '.join(NAMES)}, or your own with --train."
         )
-    sources, parts = _BENCHMARKS[name]
-    return parts([fetch(source, data_dir=data_dir, quiet=quiet) for source in sources])
+    sources, cut = _BENCHMARKS[name]
+    return cut([fetch(source, data_dir=data_dir, quiet=quiet) for source in sources])

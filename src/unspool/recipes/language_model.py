@@ -42,7 +42,8 @@ class Config:
     """What is trained on, and what is trained."""
 
     data: str = "python-source"
-    """A text: python-source, tiny-shakespeare or war-and-peace.  Not used where train is given."""
+    """A text: python-source, tiny-shakespeare, war-and-peace, or of rotten-tomatoes or imdb the texts.  Not
+    used where train is given."""
 
     train: Path | None = None
     """Your own text to learn from, in UTF-8."""
@@ -52,6 +53,10 @@ class Config:
 
     test: Path | None = None
     """Your own text to report on; without it the dev text's figure is reported."""
+
+    text_column: str | None = None
+    """Your files are tables (TSV, CSV, JSONL): the column whose texts are read, a line each, cut into words
+    as classifiers cut them."""
 
     data_dir: Path | None = None
     """The folder with the benchmarks' files; else the variable UNSPOOL_DATA, or what can be fetched."""
@@ -126,6 +131,7 @@ class Config:
         rules.check(
             self,
             rules.data(self, texts.NAMES),
+            ("text_column", "given only with train", self.train is not None or self.text_column is None),
             rules.one_of(self, "units", language.UNITS),
             rules.one_of(self, "cell", ("lstm", "gru", "rnn_tanh")),
             rules.one_of(self, "layers", layers.WHOSE),
@@ -182,12 +188,16 @@ def read(config: Config, *, quiet: bool = False) -> texts.Parts:
     """
     if config.train is None:
         return texts.benchmark(config.data, data_dir=config.data_dir, quiet=quiet)
-    train = texts.read(config.train)
+
+    def part(path: Path) -> str:
+        return texts.read(path) if config.text_column is None else texts.table(path, config.text_column)
+
+    train = part(config.train)
     if config.dev is None:
         train, dev, _ = texts.by_position(train, 0.9, 0.1)
     else:
-        dev = texts.read(config.dev)
-    return texts.Parts(train, dev, "" if config.test is None else texts.read(config.test))
+        dev = part(config.dev)
+    return texts.Parts(train, dev, "" if config.test is None else part(config.test))
 
 
 def columns(numbers: NDArray[np.int64], count: int, window: int) -> list[NDArray[np.int64]]:

@@ -11,6 +11,7 @@ vectors, and 87.5 (SST-2) for a BiLSTM with 300-d vectors and phrase labels (Kim
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from unspool.data.benchmarks import benchmark
 from unspool.errors import DataError
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy, accuracy
-from unspool.recipes import layers, outcome, rules
+from unspool.recipes import layers, outcome, pretraining, rules
 from unspool.vocabulary import PAD, UNKNOWN, Vocabulary, words
 
 
@@ -81,6 +82,15 @@ class Config:
     pooling: Literal["max", "mean", "mean-max", "last"] = "max"
     """What becomes of the steps: the largest value of each unit, their mean, both, or the last state."""
 
+    init_from: Path | None = None
+    """A language model of words to begin from: its words, weights, cell and sizes hold, one direction."""
+
+    rate_ratio: float = 2.6
+    """With init_from: by what a layer's learning rate is below that of the layer above it."""
+
+    unfreeze: int = 1
+    """With init_from: epochs after which one layer more is trained, from the top; 0: all at once."""
+
     vectors: str | None = None
     """Pretrained word vectors to start from: glove-50d, or a file in GloVe's text format."""
 
@@ -121,6 +131,9 @@ class Config:
             ("fold", "0 to 9", 0 <= self.fold <= 9),
             rules.one_of(self, "cell", layers.CELLS),
             rules.one_of(self, "pooling", serving.POOLINGS),
+            ("init_from", "not with vectors", self.init_from is None or self.vectors is None),
+            ("rate_ratio", "1 or more", 1 <= self.rate_ratio < math.inf),
+            ("unfreeze", "0 or more", self.unfreeze >= 0),
             ("vector_words", "0 or more", self.vector_words >= 0),
             ("vector_scale", "above 0", self.vector_scale > 0),
             ("label_smoothing", "0 to 1", 0 <= self.label_smoothing <= 1),
@@ -419,10 +432,20 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
     quiet = options.quiet or not training.first_rank()
     splits = options.brief(read(config, quiet=quiet))
     labels = tuple(sorted({example.label for example in splits.train}))
-    vocabulary, vectors = build_vocabulary(config, splits.train, quiet=quiet)
+    begun = None if config.init_from is None else pretraining.load(config.init_from)
+    if begun is None:
+        vocabulary, vectors = build_vocabulary(config, splits.train, quiet=quiet)
+    else:
+        config, vectors = pretraining.shaped(config, begun), None
+        texts = [words(example.text) for example in splits.train]
+        vocabulary = pretraining.vocabulary(begun, texts, config.min_count)
     parts = [encode(part, vocabulary, labels, config.max_length) for part in splits]
     with training.seeded(options.seed):
         network = Network(config, len(vocabulary), len(labels), vectors)
+    groups: Sequence[training.Group] = ()
+    if begun is not None:
+        pretraining.fill(network.embedding, network.layers, begun)
+        groups = pretraining.groups(network, config.num_layers, config.rate_ratio, config.unfreeze)
     description = serving.Description(
         task="sentiment",
         labels=labels,
@@ -446,6 +469,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         score=lambda network: score(parts[1], network),
         folder=lambda network, dev: folder_parts(network, description, vocabulary, config, options, dev),
         kernels=layers.described("unspool"),
+        groups=groups,
     )
     result = training.run(network, task, options, output, options.resolved("sentiment", config))
     return measure(splits, result)
