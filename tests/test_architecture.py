@@ -25,6 +25,7 @@ WITH_TORCH = (
     "recipes/sentiment.py",
     "recipes/tagging.py",
     "recipes/parsing.py",
+    "recipes/pretraining.py",
     "recipes/reader.py",
     "recipes/translation.py",
     "recipes/language_model.py",

@@ -566,3 +566,17 @@ def test_only_the_first_rank_measures(
     result = training.Result(tmp_path, 0.5, 1, 1, 1, 0, [])
     assert sentiment.measure(sentiment.read(Config(**data)), result) is None  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ours_and_torchs_layers_are_the_same_network() -> None:
+    results = []
+    for whose in ("unspool", "torch"):
+        torch.manual_seed(0)
+        network = sentiment.Network(small(num_layers=2, layers=whose), 20, 2)
+        logits = network(torch.arange(2, 20).reshape(3, 6), torch.tensor([6, 2, 5]))
+        logits.square().sum().backward()
+        results.append({name: p.grad for name, p in network.named_parameters()} | {"": logits})
+    for name, ours in results[0].items():
+        torch.testing.assert_close(ours, results[1][name], atol=1e-5, rtol=1e-4, msg=name)
+    with pytest.raises(ConfigError, match="recurrent_dropout"):
+        small(layers="torch", recurrent_dropout=0.1)

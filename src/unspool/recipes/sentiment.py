@@ -124,13 +124,19 @@ class Config:
     label_smoothing: float = 0.0
     """How much of each label's certainty is spread over the others."""
 
+    layers: Literal["unspool", "torch"] = "unspool"
+    """Whose recurrent layers train: ours, or torch.nn's on packed sequences, to compare their speed."""
+
     def __post_init__(self) -> None:
+        own_layers = self.layers == "unspool"
         rules.check(
             self,
             rules.data(self, BENCHMARKS),
             ("fold", "0 to 9", 0 <= self.fold <= 9),
             rules.one_of(self, "cell", layers.CELLS),
             rules.one_of(self, "pooling", serving.POOLINGS),
+            rules.one_of(self, "layers", layers.WHOSE),
+            ("recurrent_dropout", "0 with layers torch", own_layers or not self.recurrent_dropout),
             ("init_from", "not with vectors", self.init_from is None or self.vectors is None),
             ("rate_ratio", "1 or more", 1 <= self.rate_ratio < math.inf),
             ("unfreeze", "0 or more", self.unfreeze >= 0),
@@ -283,6 +289,7 @@ class Network(nn.Module):
                 size if k == 0 else config.hidden_size * directions,
                 config.hidden_size,
                 bidirectional=config.bidirectional,
+                whose=config.layers,
             )
             for k in range(config.num_layers)
         )
@@ -317,7 +324,7 @@ class Network(nn.Module):
             if noise is not None and config.recurrent_dropout:
                 directions = 2 if config.bidirectional else 1
                 mask = noise.keep(config.recurrent_dropout, directions, config.hidden_size).transpose(0, 1)
-            x, _ = layer(x, lengths=lengths, recurrent_mask=mask)
+            x, _ = layers.read(layer, x, lengths, mask)
         pooled = pool(x, lengths, config.pooling, config.hidden_size)
         if noise is not None and config.output_dropout:
             pooled = pooled * noise.keep(config.output_dropout, pooled.size(1))
@@ -468,7 +475,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         loss=lambda network, share, noise: loss(config, network, share, noise),
         score=lambda network: score(parts[1], network),
         folder=lambda network, dev: folder_parts(network, description, vocabulary, config, options, dev),
-        kernels=layers.described("unspool"),
+        kernels=layers.described(config.layers),
         groups=groups,
     )
     result = training.run(network, task, options, output, options.resolved("sentiment", config))
