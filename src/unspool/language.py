@@ -84,6 +84,27 @@ class Likelihood(NamedTuple):
     characters: int  # that these units are
 
     @property
+    def as_json(self) -> dict[str, Any]:
+        """A likelihood for programs; None where there is nothing to guess."""
+        known = self.units > 0
+        return {
+            "metric": "nats",
+            "value": self.per_unit if known else None,
+            "bits": self.bits_per_unit if known else None,
+            "bits_per_character": self.bits_per_character if known else None,
+            "perplexity": self.perplexity if known else None,
+            "units": self.units,
+        }
+
+    @property
+    def in_words(self) -> str:
+        """A likelihood for people."""
+        return (
+            f"{self.per_unit:.4f} nats or {self.bits_per_unit:.4f} bits for each of {self.units:,} units, "
+            f"perplexity {self.perplexity:.3f}; {self.bits_per_character:.4f} bits a character"
+        )
+
+    @property
     def bits_per_character(self) -> float:
         """Bits a character, whatever the units are: what models of different units can be compared by."""
         return self.nats / float(np.log(2)) / self.characters if self.characters else float("nan")

@@ -14,6 +14,7 @@ from unspool.data import texts
 from unspool.errors import ConfigError, DataError, InputError, ModelFileError
 from unspool.kernels.contract import Cell
 from unspool.recipes import language_model as recipe
+from unspool.recipes.outcome import Outcome
 from unspool.vocabulary import Vocabulary
 
 TEXT = "the cat sat on the mat.\nthe dog sat on the log.\n" * 60
@@ -29,14 +30,14 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def outcome(book: Path, tmp_path_factory: pytest.TempPathFactory) -> recipe.Outcome:
+def outcome(book: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     config = recipe.Config(train=book, **SMALL)  # type: ignore[arg-type]
     found = recipe.train(config, recipe.Options(**QUICK), tmp_path_factory.mktemp("runs") / "lm")  # type: ignore[arg-type]
     assert found is not None
     return found
 
 
-def test_it_learns_a_text_that_repeats_itself(outcome: recipe.Outcome) -> None:
+def test_it_learns_a_text_that_repeats_itself(outcome: Outcome) -> None:
     assert outcome.measured.per_unit < 0.4
     assert outcome.measured.bits_per_unit == pytest.approx(outcome.measured.per_unit / np.log(2))
     assert outcome.measured.perplexity == pytest.approx(np.exp(outcome.measured.per_unit))
@@ -44,13 +45,13 @@ def test_it_learns_a_text_that_repeats_itself(outcome: recipe.Outcome) -> None:
     assert model.generate("the cat sat", 12, temperature=0) in (" on the mat.", " on the log.")
 
 
-def test_with_and_without_torch_the_likelihood_is_the_same(outcome: recipe.Outcome) -> None:
+def test_with_and_without_torch_the_likelihood_is_the_same(outcome: Outcome) -> None:
     assert outcome.part == "dev"
-    assert outcome.measured.per_unit == pytest.approx(outcome.dev_nats, abs=1e-5)
+    assert outcome.measured.per_unit == pytest.approx(outcome.dev, abs=1e-5)
 
 
 def test_a_likelihood_does_not_depend_on_how_much_is_read_at_once(
-    outcome: recipe.Outcome, monkeypatch: pytest.MonkeyPatch
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = LanguageModel.load(outcome.best)
     numbers = model.vocabulary.encode(list(TEXT[:200]))
@@ -64,7 +65,7 @@ def test_a_likelihood_does_not_depend_on_how_much_is_read_at_once(
     assert model.likelihood("").units == model.likelihood("t").units == 0
 
 
-def test_generation_follows_its_seed_and_its_limits(outcome: recipe.Outcome) -> None:
+def test_generation_follows_its_seed_and_its_limits(outcome: Outcome) -> None:
     model = LanguageModel.load(outcome.best)
     one = model.generate("the ", 80, seed=1, temperature=2.0)
     assert one == model.generate("the ", 80, seed=1, temperature=2.0)
@@ -143,7 +144,7 @@ def test_every_option_trains_and_is_served(book: Path, tmp_path: Path, change: d
     config = recipe.Config(train=book, **{**SMALL, **change})  # type: ignore[arg-type]
     found = recipe.train(config, recipe.Options(**{**QUICK, "epochs": 2}), tmp_path / "run")  # type: ignore[arg-type]
     assert found is not None
-    assert found.measured.per_unit == pytest.approx(found.dev_nats, abs=2e-5)
+    assert found.measured.per_unit == pytest.approx(found.dev, abs=2e-5)
 
 
 def test_ours_and_torchs_layers_are_the_same_network(book: Path) -> None:
@@ -233,7 +234,7 @@ def test_texts_that_are_none_are_refused(tmp_path: Path) -> None:
         texts.read(path)
 
 
-def test_a_folder_of_another_task_is_refused(outcome: recipe.Outcome) -> None:
+def test_a_folder_of_another_task_is_refused(outcome: Outcome) -> None:
     from unspool import Tagger
 
     with pytest.raises(ModelFileError):

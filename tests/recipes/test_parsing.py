@@ -14,6 +14,7 @@ from unspool import sentences as reading
 from unspool.data import conll, dependencies
 from unspool.errors import ConfigError, DataError, InputError, ModelFileError
 from unspool.recipes import parsing, reader
+from unspool.recipes.outcome import Outcome
 from unspool.trees import Tree
 
 SMALL = {
@@ -79,14 +80,14 @@ def config_of(folder: Path, **more: object) -> parsing.Config:
 
 
 @pytest.fixture(scope="module")
-def outcome(made: Path, tmp_path_factory: pytest.TempPathFactory) -> parsing.Outcome:
+def outcome(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     options = parsing.Options(epochs=5, batch_size=8, learning_rate=0.01, warmup_steps=5, quiet=True)
     found = parsing.train(config_of(made, tags="upos"), options, tmp_path_factory.mktemp("runs") / "a")
     assert found is not None
     return found
 
 
-def test_it_learns_trees_and_tags_and_writes_them_back(outcome: parsing.Outcome, made: Path) -> None:
+def test_it_learns_trees_and_tags_and_writes_them_back(outcome: Outcome, made: Path) -> None:
     assert outcome.part == "test"
     assert outcome.measured.value > 0.95
     served = Parser.load(outcome.best)
@@ -114,9 +115,7 @@ def network_of(served: Parser, config: parsing.Config) -> parsing.Network:
     return network.eval()
 
 
-def test_with_and_without_torch_scores_and_decisions_are_the_same(
-    outcome: parsing.Outcome, made: Path
-) -> None:
+def test_with_and_without_torch_scores_and_decisions_are_the_same(outcome: Outcome, made: Path) -> None:
     served = Parser.load(outcome.best)
     network = network_of(served, config_of(made))
     sentences = [*dependencies.read(made / "test.conllu"), dependencies.as_sentence(["unseen", "x" * 300])]
@@ -136,7 +135,7 @@ def test_with_and_without_torch_scores_and_decisions_are_the_same(
         )
 
 
-def test_the_products_are_the_papers(outcome: parsing.Outcome) -> None:
+def test_the_products_are_the_papers(outcome: Outcome) -> None:
     served = Parser.load(outcome.best)
     (one,) = served.scored(served.encode([["the", "cat", "sees"]]))
     kinds = served._tensors["relations"].astype(np.float64)
@@ -171,7 +170,7 @@ def test_ours_and_torchs_layers_are_the_same_network(made: Path) -> None:
             torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3, msg=name)
 
 
-def test_trees_do_not_depend_on_what_is_parsed_with_them(outcome: parsing.Outcome, made: Path) -> None:
+def test_trees_do_not_depend_on_what_is_parsed_with_them(outcome: Outcome, made: Path) -> None:
     served = Parser.load(outcome.best)
     sentences = [s.words for s in conll.read(made / "test.conllu")]
     together = served.scored(served.encode(sentences))
@@ -187,7 +186,7 @@ def test_trees_do_not_depend_on_what_is_parsed_with_them(outcome: parsing.Outcom
     ]
 
 
-def test_a_sentence_of_five_thousand_words_has_a_tree(outcome: parsing.Outcome) -> None:
+def test_a_sentence_of_five_thousand_words_has_a_tree(outcome: Outcome) -> None:
     served = Parser.load(outcome.best)
     draw = random.Random(3)
     words: list[str] = []
@@ -222,7 +221,7 @@ def test_batches_hold_few_enough_words() -> None:
     assert [len(rows) for rows in parser.batched(np.full(10, 2), 4)] == [4, 4, 2]
 
 
-def test_the_roots_relation_is_the_roots_alone(outcome: parsing.Outcome) -> None:
+def test_the_roots_relation_is_the_roots_alone(outcome: Outcome) -> None:
     d = Parser.load(outcome.best).description
     scores = np.zeros((3, len(d.relations)), np.float32)
     scores[:, d.relations.index("root")] = 9
@@ -293,9 +292,7 @@ def test_sentences_too_long_to_train_on_are_counted_and_names_seen_only_in_test_
         parsing.train(dataclasses.replace(config, max_length=1), options, tmp_path / "other")
 
 
-def test_a_folder_of_another_task_or_a_damaged_one_is_refused(
-    outcome: parsing.Outcome, tmp_path: Path
-) -> None:
+def test_a_folder_of_another_task_or_a_damaged_one_is_refused(outcome: Outcome, tmp_path: Path) -> None:
     for other in (Model, Tagger):
         with pytest.raises(ModelFileError, match="does not describe a network"):
             other.load(outcome.best)
@@ -308,7 +305,7 @@ def test_a_folder_of_another_task_or_a_damaged_one_is_refused(
         Parser.load(copy)
 
 
-def test_descriptions_out_of_their_range_are_refused(outcome: parsing.Outcome) -> None:
+def test_descriptions_out_of_their_range_are_refused(outcome: Outcome) -> None:
     d = Parser.load(outcome.best).description
     assert parser.Description.from_config(d.as_config()) == d
     for change, said in (
@@ -324,7 +321,7 @@ def test_descriptions_out_of_their_range_are_refused(outcome: parsing.Outcome) -
             dataclasses.replace(d, **change)  # type: ignore[arg-type]
 
 
-def test_what_is_no_list_of_sentences_is_refused(outcome: parsing.Outcome) -> None:
+def test_what_is_no_list_of_sentences_is_refused(outcome: Outcome) -> None:
     served = Parser.load(outcome.best)
     for wrong in ("cat", ["cat"], [[1]]):
         with pytest.raises(InputError, match="list of sentences"):

@@ -480,7 +480,7 @@ def test_every_cell_learns(cell: str, bidirectional: bool, data: dict[str, Path]
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [record["train_loss"] for record in records]
     assert losses[-1] < 0.3 * losses[0], losses
-    assert outcome.dev_accuracy == max(record["accuracy"] for record in records) >= 0.9
+    assert outcome.dev == max(record["accuracy"] for record in records) >= 0.9
     assert (outcome.part, outcome.measured.examples) == ("test", 40)
     assert outcome.measured.value >= 0.9
 
@@ -493,7 +493,7 @@ def test_the_run_leaves_a_model_and_its_answers(data: dict[str, Path], tmp_path:
     assert outcome is not None
     assert (outcome.part, outcome.best) == ("dev", tmp_path / "run/best")
     assert 0.5 < outcome.measured.value < 1
-    assert outcome.measured.value == outcome.dev_accuracy
+    assert outcome.measured.value == outcome.dev
 
     model = serving.Model.load(outcome.best)
     assert model.description.labels == ("fresh", "rotten")
@@ -518,7 +518,7 @@ def test_the_card_says_what_was_measured_once(data: dict[str, Path], tmp_path: P
         measured = f"| test | {outcome.measured.value:.4f} ("
         text = (outcome.best / "README.md").read_text(encoding="utf-8")
         assert text.count(measured) == text.count("| test |") == 1
-        assert f"| dev (chose the epoch) | {outcome.dev_accuracy:.4f} |" in text
+        assert f"| dev (chose the epoch) | {outcome.dev:.4f} |" in text
         return text
 
     text = card(options)

@@ -12,6 +12,7 @@ from unspool import Translator, training, translator
 from unspool.data import pairs
 from unspool.errors import ConfigError, InputError, ModelFileError
 from unspool.recipes import translation
+from unspool.recipes.outcome import Outcome
 
 SMALL = {
     "hidden_size": 32,
@@ -58,7 +59,7 @@ OPTIONS = translation.Options(
 
 
 @pytest.fixture(scope="module")
-def outcome(file_of_words: Path, tmp_path_factory: pytest.TempPathFactory) -> translation.Outcome:
+def outcome(file_of_words: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     found = translation.train(config_of(file_of_words), OPTIONS, tmp_path_factory.mktemp("runs") / "words")
     assert found is not None
     return found
@@ -72,7 +73,7 @@ def network_of(served: Translator, config: translation.Config) -> translation.Ne
     return network.eval()
 
 
-def test_it_learns_to_turn_letters_into_sounds(outcome: translation.Outcome, file_of_words: Path) -> None:
+def test_it_learns_to_turn_letters_into_sounds(outcome: Outcome, file_of_words: Path) -> None:
     assert outcome.measured.value < 0.1
     made = (outcome.folder / "predictions-test.txt").read_text().splitlines()
     gold = pairs.read(file_of_words / "test.tsv")
@@ -147,9 +148,7 @@ def test_with_and_without_torch_the_scores_are_the_same(file_of_words: Path, opt
 
 
 @pytest.mark.parametrize("width", [1, 4])
-def test_no_answer_depends_on_the_batch(
-    outcome: translation.Outcome, width: int, file_of_words: Path
-) -> None:
+def test_no_answer_depends_on_the_batch(outcome: Outcome, width: int, file_of_words: Path) -> None:
     served = Translator.load(outcome.best)
     texts = [pair.source for pair in pairs.read(file_of_words / "test.tsv")] + ["", "xyz", "ab" * 20]
     together = served.translate(texts, width=width)
@@ -236,9 +235,7 @@ def test_what_cannot_be_trained_on_is_said(file_of_words: Path, tmp_path: Path) 
         translation.train(config_of(file_of_words, train=tmp_path / "one.tsv"), OPTIONS, tmp_path / "run")
 
 
-def test_a_folder_that_does_not_hold_a_translator_is_refused(
-    outcome: translation.Outcome, tmp_path: Path
-) -> None:
+def test_a_folder_that_does_not_hold_a_translator_is_refused(outcome: Outcome, tmp_path: Path) -> None:
     from unspool import files
 
     parts = files.read_folder(outcome.best)

@@ -174,9 +174,9 @@ def evaluate(
             )
         likelihood = language.evaluate(model, data)
         if json:
-            _print_json({**language.as_json(likelihood), "model_sha256": files.digest(model)})
+            _print_json({**likelihood.as_json, "model_sha256": files.digest(model)})
         else:
-            _print(language.in_words(likelihood))
+            _print(likelihood.in_words)
         return 0
     if task == TRANSLATION:
         if minimum is not None:
@@ -263,7 +263,7 @@ def predict(
     if task == LANGUAGE_MODEL:
         loaded_language = LanguageModel.load(model)
         for text in texts or _lines_of_stdin():
-            _print_json({"text": text, **language.as_json(loaded_language.likelihood(text))})
+            _print_json({"text": text, **loaded_language.likelihood(text).as_json})
         return 0
     if task == TRANSLATION:
         awaited = not texts and sys.stdin.isatty()

@@ -16,27 +16,6 @@ def evaluate(model: Path, data: Path) -> Likelihood:
     return LanguageModel.load(model).likelihood(texts.read(data))
 
 
-def as_json(found: Likelihood) -> dict[str, Any]:
-    """A likelihood for programs; None where there is nothing to guess."""
-    known = found.units > 0
-    return {
-        "metric": "nats",
-        "value": found.per_unit if known else None,
-        "bits": found.bits_per_unit if known else None,
-        "bits_per_character": found.bits_per_character if known else None,
-        "perplexity": found.perplexity if known else None,
-        "units": found.units,
-    }
-
-
-def in_words(found: Likelihood) -> str:
-    """A likelihood for people."""
-    return (
-        f"{found.per_unit:.4f} nats or {found.bits_per_unit:.4f} bits for each of {found.units:,} units, "
-        f"perplexity {found.perplexity:.3f}; {found.bits_per_character:.4f} bits a character"
-    )
-
-
 def details(model: LanguageModel, text: str, moved: introspect.Contributions) -> tuple[dict[str, Any], str]:
     """What an inspection says besides, for programs and for people: how hard each unit was to guess."""
     nats = [float(n) for n in model.surprisal(text)]

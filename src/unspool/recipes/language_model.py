@@ -38,7 +38,7 @@ _CARRIED = "carried.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(rules.Data):
     """What is trained on, and what is trained."""
 
     data: str = "python-source"
@@ -57,9 +57,6 @@ class Config:
     text_column: str | None = None
     """Your files are tables (TSV, CSV, JSONL): the column whose texts are read, a line each, cut into words
     as classifiers cut them."""
-
-    data_dir: Path | None = None
-    """The folder with the benchmarks' files; else the variable UNSPOOL_DATA, or what can be fetched."""
 
     units: Literal["characters", "bytes", "subwords", "words"] = "characters"
     """What is guessed: the next character, byte, subword or word (a line's end is a word)."""
@@ -411,50 +408,13 @@ def score(numbers: NDArray[np.int64], network: nn.Module) -> training.Score:
 
 # ---- the run
 
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What training came to."""
-
-    folder: Path
-    best: Path
-    dev_nats: float
-    part: str  # what was measured: test, or dev where there is no test part
-    units: str
-    measured: language.Likelihood
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it, for programs."""
-        return {
-            "folder": str(self.folder),
-            "dev_nats": self.dev_nats,
-            "part": self.part,
-            "metric": "nats",
-            "value": self.measured.per_unit,
-            "bits": self.measured.bits_per_unit,
-            "bits_per_character": self.measured.bits_per_character,
-            "perplexity": self.measured.perplexity,
-            "units": self.measured.units,
-        }
-
-    def in_words(self) -> str:
-        """What was measured, for people."""
-        found = self.measured
-        return (
-            f"{self.part} {found.per_unit:.4f} nats or {found.bits_per_unit:.4f} bits for each of "
-            f"{found.units:,} {self.units}, perplexity {found.perplexity:.3f}; "
-            f"{found.bits_per_character:.4f} bits a character"
-        )
-
-    def next_commands(self, best: str) -> tuple[str, ...]:
-        """What to type next; `best` is the model's folder, quoted."""
-        return (
-            f'unspool generate {best} "The " --length 300 --temperature 0.7',
-            f"unspool eval {best} --data FILE.txt",
-        )
+NEXT = (
+    'unspool generate {best} "The " --length 300 --temperature 0.7',
+    "unspool eval {best} --data FILE.txt",
+)
 
 
-def train(config: Config, options: training.Options, output: Path) -> Outcome | None:
+def train(config: Config, options: training.Options, output: Path) -> outcome.Outcome | None:
     """Train, keep the best epoch by the dev part, and measure it once on the test part.
 
     The test part is read by `unspool.LanguageModel`, without torch, from the folder that will be served.
@@ -465,11 +425,10 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
     """
     _refuse_processes()
     parts = options.brief(read(config, quiet=options.quiet), each=10 * config.window)
-    where = config.data if config.train is None else str(config.train)
     units = Units.learn(config, parts.train)
     numbers, dev, test = map(units.numbers, parts)
     if len(dev) < 2:
-        raise DataError(f"{where}: the dev part is too short.\n  Fix: give a longer text with --dev.")
+        raise DataError(f"{config.where}: the dev part is too short.\n  Fix: give a longer text with --dev.")
     starts = columns(numbers, options.batch_size, config.window)
     length = (len(numbers) - 1) // options.batch_size
     description = language.Description(
@@ -486,7 +445,8 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         network = Network(config, len(units.known))
     if not options.quiet:
         print(
-            f"{where}: {len(numbers):,} {config.units} to train on, {len(dev):,} dev, {len(test):,} test; "
+            f"{config.where}: {len(numbers):,} {config.units} to train on, {len(dev):,} dev, "
+            f"{len(test):,} test; "
             f"{len(units.known):,} known; {options.batch_size} columns, {len(starts)} windows of "
             f"{config.window} steps",
             file=sys.stderr,
@@ -519,7 +479,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
     found = served.likelihood(text)
     if part == "test":
         outcome.note_test(best, f"{found.per_unit:.4f}")
-    return Outcome(result.folder, best, dev_nats, part, config.units, found)
+    return outcome.Outcome(result.folder, best, "nats", dev_nats, part, found, NEXT)
 
 
 def _refuse_processes() -> None:
@@ -534,16 +494,15 @@ def card(
     description: language.Description, config: Config, options: training.Options, dev: training.Score | None
 ) -> str:
     """The model card: what was trained on what, how well it does, and how it is loaded."""
-    trained_on = config.data if config.train is None else config.train.name
     return f"""---
 library_name: unspool
 pipeline_tag: text-generation
 ---
 
-# Language model of {trained_on}, by {description.units}
+# Language model of {config.trained_on}, by {description.units}
 
 {description.num_layers} × {description.cell.value} of {description.hidden_size} units, forward; trained on
-{trained_on} with seed {options.seed} by unspool {__version__}.
+{config.trained_on} with seed {options.seed} by unspool {__version__}.
 
 | part | nats a unit |
 |---|---|

@@ -1,14 +1,61 @@
-"""What recipes leave behind: the files of a model folder, and what is noted in its card in the end."""
+"""What recipes leave behind: the files of a model folder, a row in its card, and what the run came to."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from unspool import __version__, files
 from unspool import model as serving
 from unspool.vocabulary import Vocabulary
+
+
+class Measured(Protocol):
+    """A part's score, as `metrics` and the models have them."""
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        ...
+
+    @property
+    def in_words(self) -> str:
+        """It in a line, for people."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What training came to.
+
+    folder, best: the run folder, and the best epoch's model in it.
+    metric, dev: what the dev part was scored with, and the best epoch's score.
+    part, measured: the part that was measured in the end, test, or dev where there is no test; and its score.
+    commands: what to type next, with {best} where the model's folder stands.
+    """
+
+    folder: Path
+    best: Path
+    metric: str
+    dev: float
+    part: str
+    measured: Measured
+    commands: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        where = {"folder": str(self.folder), f"dev_{self.metric}": self.dev, "part": self.part}
+        return {**where, **self.measured.as_json}
+
+    def in_words(self) -> str:
+        """What was measured, for people."""
+        return f"{self.part} {self.measured.in_words}"
+
+    def next_commands(self, best: str) -> tuple[str, ...]:
+        """What to type next; `best` is the model's folder, quoted."""
+        return tuple(command.replace("{best}", best) for command in self.commands)
 
 
 def folder(

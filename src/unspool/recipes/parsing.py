@@ -14,7 +14,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ _BENCHMARKS = tuple(name for name, found in tagged.BENCHMARKS.items() if found.f
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(rules.Data):
     """What is trained on, and what is trained."""
 
     data: str = "turkish-web"
@@ -44,12 +44,6 @@ class Config:
 
     train: Path | None = None
     """Your own training file: CoNLL-U, in a file that ends in .conllu, possibly compressed."""
-
-    dev: Path | None = None
-    """Your own file to choose the best epoch by; without it a tenth of train is held out."""
-
-    test: Path | None = None
-    """Your own file to report the score on; without it the dev file's is reported."""
 
     tags: Literal["none", "upos", "xpos"] = "none"
     """Whether tags are learned beside the tree, and which."""
@@ -59,9 +53,6 @@ class Config:
 
     max_length: int = 200
     """Words of the longest sentence that is trained on; longer ones are left out, and counted."""
-
-    data_dir: Path | None = None
-    """The folder with the benchmarks' files; else the variable UNSPOOL_DATA, or what can be fetched."""
 
     cell: Literal["lstm", "gru", "rnn_tanh"] = "lstm"
     """The recurrent cell."""
@@ -405,36 +396,14 @@ def score(data: Data, description: parser.Description, network: nn.Module, table
 
 # ---- the run
 
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What training came to."""
-
-    folder: Path
-    best: Path
-    dev: float  # LAS
-    part: str  # what was measured: test, or dev where there is no test part
-    measured: ArcScore
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it, for programs."""
-        where = {"folder": str(self.folder), "dev_las": self.dev, "part": self.part}
-        return {**where, **self.measured.as_json}
-
-    def in_words(self) -> str:
-        """What was measured, for people."""
-        return f"{self.part} {self.measured.in_words}"
-
-    def next_commands(self, best: str) -> tuple[str, ...]:
-        """What to type next; `best` is the model's folder, quoted."""
-        return (
-            f'unspool predict {best} "Time flies ."',
-            f'unspool inspect {best} "Time flies ."',
-            f"unspool eval {best} --json",
-        )
+NEXT = (
+    'unspool predict {best} "Time flies ."',
+    'unspool inspect {best} "Time flies ."',
+    "unspool eval {best} --json",
+)
 
 
-def train(config: Config, options: training.Options, output: Path) -> Outcome | None:
+def train(config: Config, options: training.Options, output: Path) -> outcome.Outcome | None:
     """Train, keep the best epoch by the dev part, and measure it once on the test part.
 
     The test part is read by `unspool.Parser`, without torch, from the folder that will be served.
@@ -451,7 +420,6 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
     """
     quiet = options.quiet or not training.first_rank()
     parts = options.brief(read(config, quiet=quiet))
-    where = config.data if config.train is None else str(config.train)
     parts = parts._replace(train=short_enough(config, parts.train, quiet=quiet))
     names = names_of(config, parts.train)
     words = reader.known(config, parts.train, quiet=quiet)
@@ -465,7 +433,8 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
             f"{len(part):,} {name}" for name, part in zip(("dev", "test"), parts[1:], strict=True)
         )
         print(
-            f"{where}: {len(parts.train):,} sentences to train on ({int(learned.lengths.sum()):,} words), "
+            f"{config.where}: {len(parts.train):,} sentences to train on "
+            f"({int(learned.lengths.sum()):,} words), "
             f"{counts}; {len(names.relations)} relations, {len(names.tags)} tags; "
             f"{len(tables.words):,} words and {len(tables.letters):,} letters known, "
             f"{len(tables.vectors) - 2:,} vectors",
@@ -521,7 +490,6 @@ def card(
     dev: training.Score | None,
 ) -> str:
     """The model card: what was trained on what, how well it does, and how it is loaded."""
-    trained_on = config.data if config.train is None else config.train.name
     vectors = "" if config.vectors is None else f", vectors {Path(config.vectors).name} as they are"
     beside = "" if config.tags == "none" else f"; {len(description.tags)} tags ({config.tags}) beside it"
     return f"""---
@@ -529,13 +497,13 @@ library_name: unspool
 pipeline_tag: token-classification
 ---
 
-# Dependency parser of {trained_on}
+# Dependency parser of {config.trained_on}
 
 {len(description.relations)} relations{beside}.
 Words, their letters ({config.letter_hidden_size} units a direction){vectors}; {config.num_layers} ×
 {config.cell} of {config.hidden_size} units in two directions; biaffine scores of arcs ({config.arc_size})
 and relations ({config.relation_size}); the best tree with one root.
-Trained on {trained_on} with seed {options.seed} by unspool {__version__}.
+Trained on {config.trained_on} with seed {options.seed} by unspool {__version__}.
 
 | part | LAS |
 |---|---|
@@ -549,7 +517,7 @@ It knows the language and the kind of text that it was trained on, and nothing e
 """
 
 
-def _measured(parts: tagged.Parts, result: training.Result) -> Outcome | None:
+def _measured(parts: tagged.Parts, result: training.Result) -> outcome.Outcome | None:
     """Measure the best epoch on the test part, without torch, and write the parsed sentences beside it.
 
     Returns None in every process but the first.
@@ -572,4 +540,4 @@ def _measured(parts: tagged.Parts, result: training.Result) -> Outcome | None:
     found = ArcScore.of(answers, [dependencies.tree_of(sentence) for sentence in sentences])
     if part == "test":
         outcome.note_test(best, f"{found.value:.4f} (UAS {found.uas:.4f}, CLAS {found.clas:.4f})")
-    return Outcome(result.folder, best, dev, part, found)
+    return outcome.Outcome(result.folder, best, "las", dev, part, found, NEXT)

@@ -1,12 +1,44 @@
-"""What recipes refuse in their options, in the same words."""
+"""What recipes' options have in common: where the data come from, and what is refused in the same words."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from unspool.errors import ConfigError
 
 # An option's name, what it may be, and whether it is.
 Rule = tuple[str, str, bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is trained on; a recipe adds what is trained."""
+
+    data: str = ""
+    """A benchmark.  Not used where train is given."""
+
+    train: Path | None = None
+    """Your own training file."""
+
+    dev: Path | None = None
+    """Your own file to choose the best epoch by; without it a tenth of train is held out."""
+
+    test: Path | None = None
+    """Your own file to report the score on; without it the dev file's is reported."""
+
+    data_dir: Path | None = None
+    """The folder with the benchmarks' files; else the variable UNSPOOL_DATA, or what can be fetched."""
+
+    @property
+    def where(self) -> str:
+        """What is trained on, in messages: the benchmark's name, or the file."""
+        return self.data if self.train is None else str(self.train)
+
+    @property
+    def trained_on(self) -> str:
+        """The same in a model card, which goes to others: without the file's folder."""
+        return self.data if self.train is None else self.train.name
 
 
 def check(config: Any, *rules: Rule | Iterator[Rule]) -> None:

@@ -15,7 +15,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from unspool.vocabulary import PAD, UNKNOWN, Vocabulary, words
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(rules.Data):
     """What is trained on, and what is trained."""
 
     data: str = "rotten-tomatoes"
@@ -46,20 +46,11 @@ class Config:
     train: Path | None = None
     """Your own training file: TSV, CSV or JSONL with the columns text and label."""
 
-    dev: Path | None = None
-    """Your own file to choose the best epoch by; without it a tenth of train is held out."""
-
-    test: Path | None = None
-    """Your own file to report the accuracy on; without it the dev file's is reported."""
-
     text_column: str = "text"
     """The column of your files that holds the text."""
 
     label_column: str = "label"
     """The column of your files that holds the label."""
-
-    data_dir: Path | None = None
-    """The folder with the benchmarks' files; else the variable UNSPOOL_DATA, or what can be fetched."""
 
     fold: int = 0
     """Which tenth of mr or subj is the test part, 0 to 9."""
@@ -393,36 +384,14 @@ def score(data: Data, network: nn.Module) -> training.Score:
 
 # ---- the run
 
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What training came to."""
-
-    folder: Path
-    best: Path
-    dev_accuracy: float
-    part: str  # what was measured: test, or dev where there is no test part
-    measured: Accuracy
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it, for programs."""
-        where = {"folder": str(self.folder), "dev_accuracy": self.dev_accuracy, "part": self.part}
-        return {**where, **self.measured.as_json}
-
-    def in_words(self) -> str:
-        """What was measured, for people."""
-        return f"{self.part} {self.measured.in_words}"
-
-    def next_commands(self, best: str) -> tuple[str, ...]:
-        """What to type next; `best` is the model's folder, quoted."""
-        return (
-            f'unspool predict {best} "a quietly moving film"',
-            f'unspool inspect {best} "The movie was terribly exciting!" -o gates.html',
-            f"unspool eval {best} --json",
-        )
+NEXT = (
+    'unspool predict {best} "a quietly moving film"',
+    'unspool inspect {best} "The movie was terribly exciting!" -o gates.html',
+    "unspool eval {best} --json",
+)
 
 
-def train(config: Config, options: training.Options, output: Path) -> Outcome | None:
+def train(config: Config, options: training.Options, output: Path) -> outcome.Outcome | None:
     """Train, keep the best epoch by the dev part, and measure it once on the test part.
 
     The test part is read by `unspool.Model`, without torch, from the folder that will be served.
@@ -486,10 +455,9 @@ def say_data(config: Config, parts: Sequence[Data], vocabulary: Vocabulary, batc
     """Say on stderr what is trained on."""
     train, dev, test = parts
     order = batches.bucketed(train.lengths, batch_size, seed=0)
-    what = config.data if config.train is None else str(config.train)
     unknown = sum(int((s == UNKNOWN).sum()) for s in dev.sequences) / max(int(dev.lengths.sum()), 1)
     print(
-        f"{what}: {len(train.labels):,} texts to train on, "
+        f"{config.where}: {len(train.labels):,} texts to train on, "
         f"{len(dev.labels):,} dev, {len(test.labels):,} test; "
         f"{len(vocabulary):,} words known ({unknown:.1%} of dev's are not); "
         f"padding {batches.padding_share(train.lengths, order):.1%}",
@@ -518,7 +486,6 @@ def card(
     description: serving.Description, config: Config, options: training.Options, dev_accuracy: str
 ) -> str:
     """The model card: what was trained on what, how well it does, and how it is loaded."""
-    trained_on = config.data if config.train is None else config.train.name
     reading = "two directions" if config.bidirectional else "one direction"
     return f"""---
 library_name: unspool
@@ -528,7 +495,7 @@ pipeline_tag: text-classification
 # Sentiment: {" or ".join(description.labels)}
 
 {config.num_layers} × {config.cell} of {config.hidden_size} units, {reading}, {config.pooling} pooling,
-trained on {trained_on} with seed {options.seed} by unspool {__version__}.
+trained on {config.trained_on} with seed {options.seed} by unspool {__version__}.
 
 | part | accuracy |
 |---|---|
@@ -543,7 +510,7 @@ and nothing else.
 """
 
 
-def measure(splits: readers.Splits, result: training.Result) -> Outcome | None:
+def measure(splits: readers.Splits, result: training.Result) -> outcome.Outcome | None:
     """Measure the best epoch on the test part, without torch, and write the answers beside it.
 
     Returns None in every process but the first.
@@ -565,4 +532,4 @@ def measure(splits: readers.Splits, result: training.Result) -> Outcome | None:
     measured = Accuracy.of([answer["label"] for answer in answers], [e.label for e in examples])
     if part == "test":
         outcome.note_test(best, f"{measured.value:.4f} ({measured.interval_text})")
-    return Outcome(result.folder, best, dev, part, measured)
+    return outcome.Outcome(result.folder, best, "accuracy", dev, part, measured, NEXT)

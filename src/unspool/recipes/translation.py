@@ -35,7 +35,7 @@ from unspool.translator import END, Side
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(rules.Data):
     """What is trained on, and what is trained."""
 
     data: str = "cmudict"
@@ -47,23 +47,14 @@ class Config:
     train_target: Path | None = None
     """The target side of train, line by line."""
 
-    dev: Path | None = None
-    """Your own file to choose the best epoch by; without it a tenth of train is held out."""
-
     dev_target: Path | None = None
     """The target side of dev."""
-
-    test: Path | None = None
-    """Your own file to report the score on; without it the dev file's is reported."""
 
     test_target: Path | None = None
     """The target side of test."""
 
     skip_bad: bool = False
     """Leave pairs out that are not what they should be, and say how many; else the first is an error."""
-
-    data_dir: Path | None = None
-    """The folder with the benchmarks' files; else the variable UNSPOOL_DATA, or what can be fetched."""
 
     source_units: Literal["auto", "subwords", "words", "characters"] = "auto"
     """What a source is cut into; auto: as the benchmark says, subwords for your own files."""
@@ -414,36 +405,7 @@ def score(data: Data, network: nn.Module) -> training.Score:
 # ---- the run
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What training came to."""
-
-    folder: Path
-    best: Path
-    dev: float
-    part: str  # what was measured: test, or dev where there is no test part
-    measured: Bleu | WordErrors
-    example: str
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it, for programs."""
-        where = {"folder": str(self.folder), "dev_accuracy": self.dev, "part": self.part}
-        return {**where, **self.measured.as_json}
-
-    def in_words(self) -> str:
-        """What was measured, for people."""
-        return f"{self.part} {self.measured.in_words}"
-
-    def next_commands(self, best: str) -> tuple[str, ...]:
-        """What to type next; `best` is the model's folder, quoted."""
-        return (
-            f'unspool predict {best} "{self.example}"',
-            f'unspool inspect {best} "{self.example}"',
-            f"unspool eval {best} --json",
-        )
-
-
-def train(config: Config, options: training.Options, output: Path) -> Outcome | None:
+def train(config: Config, options: training.Options, output: Path) -> outcome.Outcome | None:
     """Train, keep the best epoch by the dev part, and measure it once on the test part.
 
     The test part is read by `unspool.Translator`, without torch, from the folder that will be served.
@@ -459,7 +421,6 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
     """
     quiet = options.quiet or not training.first_rank()
     parts = options.brief(read(config, quiet=quiet))
-    where = config.data if config.train is None else str(config.train)
     source_units, target_units, metric = config.resolved
     learn = functools.partial(
         Side.learn, size=config.subwords, min_count=config.min_count, lowercase=config.lowercase
@@ -484,7 +445,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
     )
     if not quiet:
         print(
-            f"{where}: {len(learned.sources):,} pairs to train on, {len(parts.dev):,} dev, "
+            f"{config.where}: {len(learned.sources):,} pairs to train on, {len(parts.dev):,} dev, "
             f"{len(parts.test):,} test; {len(source.table):,} {source_units} → "
             f"{len(target.table):,} {target_units}",
             file=sys.stderr,
@@ -514,7 +475,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
     return _measured(config, parts, result)
 
 
-def _measured(config: Config, parts: pairs.Parts, result: training.Result) -> Outcome | None:
+def _measured(config: Config, parts: pairs.Parts, result: training.Result) -> outcome.Outcome | None:
     """Measure the best epoch on the test part, without torch, and write the outputs beside it.
 
     Returns None in every process but the first.
@@ -532,7 +493,12 @@ def _measured(config: Config, parts: pairs.Parts, result: training.Result) -> Ou
     if part == "test":
         outcome.note_test(best, found.in_words)
     example = measured_on[0].source.replace('"', "")
-    return Outcome(result.folder, best, dev, part, found, example)
+    commands = (
+        f'unspool predict {{best}} "{example}"',
+        f'unspool inspect {{best}} "{example}"',
+        "unspool eval {best} --json",
+    )
+    return outcome.Outcome(result.folder, best, "accuracy", dev, part, found, commands)
 
 
 def card(
@@ -542,18 +508,17 @@ def card(
     dev: training.Score | None,
 ) -> str:
     """The model card: what was trained on what, how well it does, and how it is loaded."""
-    trained_on = config.data if config.train is None else config.train.name
     d = description
     return f"""---
 library_name: unspool
 pipeline_tag: translation
 ---
 
-# Translator of {trained_on}: {d.source_units} → {d.target_units}
+# Translator of {config.trained_on}: {d.source_units} → {d.target_units}
 
 Encoder and decoder of {d.num_layers} × {d.cell.value} of {d.hidden_size} units, {d.attention} attention
 {"with" if d.coverage else "without"} coverage, {"with" if d.input_feeding else "without"} input
-feeding; trained on {trained_on} with seed {options.seed} by unspool {__version__}.
+feeding; trained on {config.trained_on} with seed {options.seed} by unspool {__version__}.
 
 | part | score |
 |---|---|
