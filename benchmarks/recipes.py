@@ -175,8 +175,8 @@ def lines(about: dict[str, object], found: dict[str, Any]) -> Iterator[str]:
     yield in_words(about) + "\n"
     yield (
         "The same recipe with `--layers unspool` and `--layers torch` (`torch.nn.LSTM`, ragged batches as "
-        f"a PackedSequence), medians of {TURNS} turns in alternation after one that warms up, {STEPS} steps each;\n"
-        "in brackets the smallest and the largest ratio of a turn. Prediction is the dev part, or its "
+        f"a PackedSequence), medians of {TURNS} turns in alternation after one that warms up, {STEPS} steps "
+        "each;\nin brackets the smallest and the largest ratio of a turn. Prediction is the dev part, or its "
         "beginning, scored without gradients.\n"
     )
     yield (

@@ -21,7 +21,13 @@ WITH_TORCH = (
         f"ops/{name}.py"
         for name in ("__init__", "arguments", "batching", "derivatives", "groups", "operators", "running")
     ),
+    "run/bad_steps.py",
+    "run/folder.py",
+    "run/groups.py",
     "training.py",
+    "run/ranks.py",
+    "run/report.py",
+    "run/task.py",
     "recipes/sentiment.py",
     "recipes/tagging.py",
     "recipes/parsing.py",

@@ -15,6 +15,7 @@ from unspool import LanguageModel, Model, training
 from unspool.data import texts
 from unspool.errors import ConfigError, InputError, ModelFileError
 from unspool.recipes import language_model, pretraining, sentiment
+from unspool.run.groups import trained
 from unspool.vocabulary import UNKNOWN
 
 WORDS = ["warm", "dull", "film", "plot", "a", "the", "was", "and", "sharp", "flat"]
@@ -179,7 +180,7 @@ def test_what_cannot_be_begun_from_is_refused(
     with pytest.raises(ConfigError, match="text_column"):
         language_model.Config(text_column="text")
     with pytest.raises(InputError, match="each parameter of the model once"):
-        training._groups(
+        trained(
             torch.nn.Linear(2, 2),
             training.Task(None, None, None, None, None, groups=[training.Group(["weight"])]),  # type: ignore[arg-type]
             1,
