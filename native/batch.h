@@ -34,22 +34,31 @@ struct Batch {
     return run.resets != nullptr && d == 1 && length(row) > 0 && run.resets[row] != 0;
   }
 
+  int64_t place(int64_t t, int64_t row, int64_t d) const {  // in (T, B, D)
+    return (t * run.batch + row) * z.directions + d;
+  }
   int64_t unit(int64_t t, int64_t row, int64_t d) const {  // in (T, B, D, H)
-    return ((t * run.batch + row) * z.directions + d) * z.hidden;
+    return place(t, row, d) * z.hidden;
   }
   int64_t gate(int64_t t, int64_t row, int64_t d) const {  // in (T, B, D, G, H)
-    return ((t * run.batch + row) * z.directions + d) * z.gates * z.hidden;
+    return place(t, row, d) * z.gates * z.hidden;
   }
-  int64_t stated(int64_t d, int64_t row) const {  // in (D, B, H)
-    return (d * run.batch + row) * z.hidden;
+  int64_t stated(int64_t d, int64_t row) const {  // in (D, B)
+    return d * run.batch + row;
   }
 
-  // What a step reads in h's place, or in c's: `own` holds the traces.
+  // What a step reads in h's place, of width P, or in c's, of width H: `own` holds the traces.
   const float* entering(int64_t d, int64_t row, int64_t s, const float* own, const float* initial,
-                        const float* fresh, const float* zeros) const {
-    if (cut(d, row, s)) return fresh != nullptr ? fresh + stated(d, row) : zeros;
-    if (s > 0) return own + unit(time(d, row, s - 1), row, d);
-    return initial != nullptr ? initial + stated(d, row) : zeros;
+                        const float* fresh, const float* zeros, int64_t width) const {
+    if (cut(d, row, s)) return fresh != nullptr ? fresh + stated(d, row) * width : zeros;
+    if (s > 0) return own + place(time(d, row, s - 1), row, d) * width;
+    return initial != nullptr ? initial + stated(d, row) * width : zeros;
+  }
+  const float* entering_hidden(int64_t d, int64_t row, int64_t s, const float* own, const float* zeros) const {
+    return entering(d, row, s, own, run.hidden, run.reset_hidden, zeros, z.output);
+  }
+  const float* entering_cell(int64_t d, int64_t row, int64_t s, const float* own, const float* zeros) const {
+    return entering(d, row, s, own, run.cell, run.reset_cell, zeros, z.hidden);
   }
 };
 
@@ -85,6 +94,11 @@ struct Patience {
   }
 };
 
+// How many steps of a sweep are multiplied at once.
+inline int64_t steps_at_once(int64_t rows, int64_t time) {
+  return larger(1, smaller(time, smaller(64, 128 / larger(1, rows))));
+}
+
 // One item of a sweep: one direction of every `groups`-th sequence.
 struct Share {
   int64_t d, group, groups, rows;
@@ -103,7 +117,7 @@ struct Sweep {
     return batch.order[share.group + r * share.groups];
   }
   int64_t products_a_token() const {
-    return batch.z.gates * batch.z.hidden * (batch.z.input + batch.z.hidden);
+    return batch.z.gates * batch.z.hidden * (batch.z.input + batch.z.output);
   }
   int64_t most_rows() const { return (batch.run.batch + groups - 1) / groups; }
 };
@@ -123,7 +137,7 @@ struct Carver {
 void zero_past_end(const Batch& batch, int64_t d, int64_t row, float* array, int64_t floats) {
   if (array == nullptr) return;
   for (int64_t t = batch.length(row); t < batch.run.time; ++t) {
-    const int64_t at = ((t * batch.run.batch + row) * batch.z.directions + d) * floats;
+    const int64_t at = batch.place(t, row, d) * floats;
     std::memset(array + at, 0, static_cast<size_t>(floats) * sizeof(float));
   }
 }

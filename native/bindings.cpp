@@ -34,10 +34,16 @@ using InLengths = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::devi
 using InRows = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using InStep = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using OutStep = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Options = std::vector<std::optional<In>>;
 using InResets = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 const float* pointer(const std::optional<In>& array) { return array ? array->data() : nullptr; }
 float* pointer(const std::optional<Out>& array) { return array ? array->data() : nullptr; }
+
+// What a layer's weights may have beyond the plain cell, in the order in which they come.
+enum Part { kPeephole, kProjection, kNormInput, kNormRecurrent, kNormCell, kParts };
+// And a run: the shares that are kept, the numbers that are set.
+enum Given { kZoneoutHidden, kZoneoutCell, kPatchGates, kPatchHidden, kPatchCell, kGivens };
 
 // Last line of defence against a caller that skipped checks.py.
 template <class Array>
@@ -86,30 +92,55 @@ struct Interruptible : Stop {
 class Layer {
  public:
   Layer(const std::string& isa, const std::string& precision, int cell, int64_t input, int64_t hidden,
-        const std::vector<In>& weights, int threads) {
+        const std::vector<In>& weights, int threads, int64_t output, const Options& options, float cell_clip,
+        float preactivation_clip) {
     if (threads < 1) throw std::invalid_argument("a thread is needed");
     engine_ = choose_engine(isa.c_str(), precision.c_str());
     if (engine_ == nullptr)
       throw std::invalid_argument("no engine for " + isa + " and " + precision + " runs here");
     static constexpr int64_t gates[] = {1, 1, 4, 3};
     constexpr int64_t most = int64_t{1} << 30;  // so that no product of sizes overflows
-    if (cell < 0 || cell > 3 || input < 1 || hidden < 1 || input > most || hidden > most)
+    if (cell < 0 || cell > 3 || input < 1 || hidden < 1 || input > most || hidden > most ||
+        output < 1 || output > hidden)
       throw std::invalid_argument("cell or sizes out of range");
     const int64_t G = gates[cell];
     const size_t parts = cell == static_cast<int>(Cell::gru) ? 4 : 3;
     const size_t directions = weights.size() / parts;
     if (weights.size() % parts != 0 || directions < 1 || directions > 2)
       throw std::invalid_argument("weights for one or two directions are needed");
-    sizes_ = {static_cast<Cell>(cell), static_cast<int64_t>(directions), G, input, hidden};
+    sizes_ = {static_cast<Cell>(cell), static_cast<int64_t>(directions), G, input, hidden, output, cell_clip,
+              preactivation_clip};
+    const bool beyond = !options.empty() || cell_clip < HUGE_VALF || preactivation_clip < HUGE_VALF;
+    if (beyond && precision != "float32") throw std::invalid_argument("options are for float32 alone");
+    if (!(cell_clip > 0) || !(preactivation_clip > 0) || (cell_clip < HUGE_VALF && sizes_.cell != Cell::lstm) ||
+        (!options.empty() && options.size() != directions * kParts))
+      throw std::invalid_argument("bounds or options do not fit");
     Weights w[2] = {};
     for (size_t d = 0; d < directions; ++d) {
       const In* part = &weights[d * parts];
       expect(part[0], G * hidden * input, "input weights");
-      expect(part[1], G * hidden * hidden, "recurrent weights");
+      expect(part[1], G * hidden * output, "recurrent weights");
       expect(part[2], G * hidden, "bias");
       if (parts == 4) expect(part[3], hidden, "candidate bias");
       w[d] = {part[0].data(), part[1].data(), part[2].data(), parts == 4 ? part[3].data() : nullptr};
+      if (options.empty()) continue;
+      const std::optional<In>* more = &options[d * kParts];
+      const int64_t floats[] = {3 * hidden, output * hidden, 2 * G * hidden, 2 * G * hidden, 2 * hidden};
+      for (int k = 0; k < kParts; ++k) {
+        const bool of_lstm = k == kPeephole || k == kProjection || k == kNormCell;
+        if (more[k] && of_lstm && sizes_.cell != Cell::lstm) throw std::invalid_argument("an option of the LSTM's");
+        if (more[k].has_value() != options[static_cast<size_t>(k)].has_value())
+          throw std::invalid_argument("an option of one direction alone");
+        expect(more[k], floats[k], "an option");
+        has_[k] = more[k].has_value();
+      }
+      w[d].peephole = pointer(more[kPeephole]);
+      w[d].projection = pointer(more[kProjection]);
+      w[d].norm_input = pointer(more[kNormInput]);
+      w[d].norm_recurrent = pointer(more[kNormRecurrent]);
+      w[d].norm_cell = pointer(more[kNormCell]);
     }
+    if (output != hidden && !has_[kProjection]) throw std::invalid_argument("a projection is missing");
     nb::gil_scoped_release unlocked;
     packed_ = engine_->pack(sizes_, w, threads);
     if (packed_ == nullptr) throw std::bad_alloc();
@@ -119,56 +150,79 @@ class Layer {
   ~Layer() { engine_->release(packed_); }
 
   const Sizes& sizes() const { return sizes_; }
+  bool is_plain() const {
+    for (const bool has : has_)
+      if (has) return false;
+    return !(sizes_.cell_clip < HUGE_VALF) && !(sizes_.preactivation_clip < HUGE_VALF);
+  }
   bool step(const Step& step, int threads) const { return engine_->step(*packed_, step, threads); }
 
   // One or two directions of a batch: what every call takes.
-  struct Given {
+  struct Taken {
     Run run;
-    int64_t elements, stated;  // in (T, B, D, H), in (D, B, H)
+    int64_t places, rows;  // in (T, B, D), in (D, B)
   };
 
-  Given given(const In& x, const std::optional<In>& hidden, const std::optional<In>& cell,
+  Taken given(const In& x, const std::optional<In>& hidden, const std::optional<In>& cell,
               const std::optional<InLengths>& lengths, const std::optional<InResets>& resets,
               const std::optional<In>& reset_hidden, const std::optional<In>& reset_cell,
-              const std::optional<In>& recurrent_mask) const {
+              const std::optional<In>& recurrent_mask, const std::optional<Options>& options) const {
     if (x.ndim() != 3 || static_cast<int64_t>(x.shape(2)) != sizes_.input)
       throw std::invalid_argument("x must be (T, B, I)");
     const auto T = static_cast<int64_t>(x.shape(0)), B = static_cast<int64_t>(x.shape(1));
-    const int64_t stated = sizes_.directions * B * sizes_.hidden;
-    expect(hidden, stated, "hidden");
-    expect(cell, stated, "cell");
+    const int64_t rows = sizes_.directions * B, hiddens = rows * sizes_.output, cells = rows * sizes_.hidden;
+    expect(hidden, hiddens, "hidden");
+    expect(cell, cells, "cell");
     expect(lengths, B, "lengths");
     expect(resets, T * B, "resets");
-    expect(reset_hidden, stated, "reset hidden");
-    expect(reset_cell, stated, "reset cell");
-    expect(recurrent_mask, stated, "recurrent mask");
+    expect(reset_hidden, hiddens, "reset hidden");
+    expect(reset_cell, cells, "reset cell");
+    expect(recurrent_mask, hiddens, "recurrent mask");
     if (lengths)
       for (int64_t b = 0; b < B; ++b)
         if (lengths->data()[b] < 0 || lengths->data()[b] > T)
           throw std::invalid_argument("lengths must lie between 0 and T");
-    return {{T, B, x.data(), pointer(hidden), pointer(cell), lengths ? lengths->data() : nullptr,
-             resets ? resets->data() : nullptr, pointer(reset_hidden), pointer(reset_cell),
-             pointer(recurrent_mask), nullptr},
-            T * stated,
-            stated};
+    Taken taken{{T, B, x.data(), pointer(hidden), pointer(cell), lengths ? lengths->data() : nullptr,
+                 resets ? resets->data() : nullptr, pointer(reset_hidden), pointer(reset_cell),
+                 pointer(recurrent_mask), nullptr},
+                T * rows,
+                rows};
+    if (!options) return taken;
+    const int64_t H = sizes_.hidden, floats[] = {sizes_.output, H, sizes_.gates * H, sizes_.output, H};
+    if (options->size() != kGivens || std::strcmp(engine_->precision, "float32") != 0)
+      throw std::invalid_argument("options do not fit");
+    const float* given[kGivens];
+    for (int k = 0; k < kGivens; ++k) {
+      const std::optional<In>& option = (*options)[static_cast<size_t>(k)];
+      if (option && (k == kZoneoutCell || k == kPatchCell) && sizes_.cell != Cell::lstm)
+        throw std::invalid_argument("an option of the LSTM's");
+      expect(option, taken.places * floats[k], "an option of the run");
+      given[k] = pointer(option);
+    }
+    taken.run.zoneout_hidden = given[kZoneoutHidden];
+    taken.run.zoneout_cell = given[kZoneoutCell];
+    taken.run.patch_gates = given[kPatchGates];
+    taken.run.patch_hidden = given[kPatchHidden];
+    taken.run.patch_cell = given[kPatchCell];
+    return taken;
   }
 
   void forward(const In& x, const std::optional<In>& hidden, const std::optional<In>& cell,
                const std::optional<InLengths>& lengths, const std::optional<InResets>& resets,
                const std::optional<In>& reset_hidden, const std::optional<In>& reset_cell,
-               const std::optional<In>& recurrent_mask, const Out& out_hidden,
+               const std::optional<In>& recurrent_mask, const std::optional<Options>& options, const Out& out_hidden,
                const std::optional<Out>& gates, const std::optional<Out>& out_cell,
                const std::optional<Out>& recurrent_candidate, const Out& final_hidden,
                const std::optional<Out>& final_cell, int threads) const {
-    const Given it =
-        given(x, hidden, cell, lengths, resets, reset_hidden, reset_cell, recurrent_mask);
+    const Taken it = given(x, hidden, cell, lengths, resets, reset_hidden, reset_cell, recurrent_mask, options);
+    const int64_t hiddens = it.places * sizes_.output, units = it.places * sizes_.hidden;
     const bool lstm = sizes_.cell == Cell::lstm, keep = gates.has_value();
-    expect(out_hidden, it.elements, "out hidden");
-    expect(gates, it.elements * sizes_.gates, "out gates");
-    require(out_cell, lstm && keep, it.elements, "out cell");
-    require(recurrent_candidate, sizes_.cell == Cell::gru && keep, it.elements, "out candidate");
-    expect(final_hidden, it.stated, "final hidden");
-    require(final_cell, lstm, it.stated, "final cell");
+    expect(out_hidden, hiddens, "out hidden");
+    expect(gates, units * sizes_.gates, "out gates");
+    require(out_cell, lstm && keep, units, "out cell");
+    require(recurrent_candidate, sizes_.cell == Cell::gru && keep, units, "out candidate");
+    expect(final_hidden, it.rows * sizes_.output, "final hidden");
+    require(final_cell, lstm, it.rows * sizes_.hidden, "final cell");
     const Forward out{out_hidden.data(),   pointer(gates),      pointer(out_cell),
                       pointer(recurrent_candidate), final_hidden.data(), pointer(final_cell)};
     run(it.run, threads, [&](const Run& run) { return engine_->forward(*packed_, run, out, threads); });
@@ -177,29 +231,33 @@ class Layer {
   void backward(const In& x, const std::optional<In>& hidden, const std::optional<In>& cell,
                 const std::optional<InLengths>& lengths, const std::optional<InResets>& resets,
                 const std::optional<In>& reset_hidden, const std::optional<In>& reset_cell,
-                const std::optional<In>& recurrent_mask, const In& trace_hidden,
+                const std::optional<In>& recurrent_mask, const std::optional<Options>& options, const In& trace_hidden,
                 const In& trace_gates, const std::optional<In>& trace_cell,
                 const std::optional<In>& trace_candidate, const std::optional<In>& d_hidden,
                 const std::optional<In>& d_final_hidden, const std::optional<In>& d_final_cell,
                 const Out& d_x, const std::vector<Out>& d_weights,
                 const std::vector<Out>& d_states, const std::vector<Out>& flow,
                 int threads) const {
-    const Given it =
-        given(x, hidden, cell, lengths, resets, reset_hidden, reset_cell, recurrent_mask);
+    const Taken it = given(x, hidden, cell, lengths, resets, reset_hidden, reset_cell, recurrent_mask, options);
+    const int64_t hiddens = it.places * sizes_.output, units = it.places * sizes_.hidden;
     if (engine_->backward == nullptr) throw std::invalid_argument("this precision has no gradients");
     const bool lstm = sizes_.cell == Cell::lstm, gru = sizes_.cell == Cell::gru;
-    expect(trace_hidden, it.elements, "trace hidden");
-    expect(trace_gates, it.elements * sizes_.gates, "trace gates");
-    require(trace_cell, lstm, it.elements, "trace cell");
-    require(trace_candidate, gru, it.elements, "trace candidate");
-    expect(d_hidden, it.elements, "d hidden");
-    expect(d_final_hidden, it.stated, "d final hidden");
-    expect(d_final_cell, it.stated, "d final cell");
+    if (it.run.patch_gates != nullptr || it.run.patch_hidden != nullptr || it.run.patch_cell != nullptr)
+      throw std::invalid_argument("a patched run has no backward pass");
+    expect(trace_hidden, hiddens, "trace hidden");
+    expect(trace_gates, units * sizes_.gates, "trace gates");
+    require(trace_cell, lstm, units, "trace cell");
+    require(trace_candidate, gru, units, "trace candidate");
+    expect(d_hidden, hiddens, "d hidden");
+    expect(d_final_hidden, it.rows * sizes_.output, "d final hidden");
+    expect(d_final_cell, it.rows * sizes_.hidden, "d final cell");
     const Arriving in{trace_hidden.data(),      trace_gates.data(), pointer(trace_cell),
                       pointer(trace_candidate), pointer(d_hidden),  pointer(d_final_hidden),
                       pointer(d_final_cell)};
 
-    const size_t parts = gru ? 4 : 3;
+    const size_t base = gru ? 4 : 3;
+    size_t parts = base;
+    for (const bool has : has_) parts += has;
     if (d_weights.size() != parts * static_cast<size_t>(sizes_.directions) ||
         d_states.size() != (lstm ? 4u : 2u) || flow.size() != (lstm ? 3u : 2u))
       throw std::invalid_argument("a gradient's array is missing");
@@ -210,22 +268,32 @@ class Layer {
     for (size_t d = 0; d < static_cast<size_t>(sizes_.directions); ++d) {
       const Out* part = &d_weights[d * parts];
       expect(part[0], rows * sizes_.input, "d input weights");
-      expect(part[1], rows * sizes_.hidden, "d recurrent weights");
+      expect(part[1], rows * sizes_.output, "d recurrent weights");
       expect(part[2], rows, "d bias");
       if (gru) expect(part[3], sizes_.hidden, "d candidate bias");
       out.d_input[d] = part[0].data();
       out.d_recurrent[d] = part[1].data();
       out.d_bias[d] = part[2].data();
       out.d_candidate_bias[d] = gru ? part[3].data() : nullptr;
+      const int64_t H = sizes_.hidden, floats[] = {3 * H, sizes_.output * H, 2 * rows, 2 * rows, 2 * H};
+      float** const to[] = {out.d_peephole, out.d_projection, out.d_norm_input, out.d_norm_recurrent, out.d_norm_cell};
+      part += base;
+      for (int k = 0; k < kParts; ++k) {
+        if (!has_[k]) continue;
+        expect(*part, floats[k], "d option");
+        to[k][d] = part->data();
+        ++part;
+      }
     }
-    for (const Out& state : d_states) expect(state, it.stated, "d state");
+    for (size_t k = 0; k < d_states.size(); ++k)
+      expect(d_states[k], it.rows * (k < 2 ? sizes_.output : sizes_.hidden), "d state");
     out.d_initial_hidden = d_states[0].data();
     out.d_reset_hidden = d_states[1].data();
     out.d_initial_cell = lstm ? d_states[2].data() : nullptr;
     out.d_reset_cell = lstm ? d_states[3].data() : nullptr;
-    expect(flow[0], it.elements, "flow hidden");
-    expect(flow[1], it.elements * sizes_.gates, "flow pre-activation");
-    if (lstm) expect(flow[2], it.elements, "flow cell");
+    expect(flow[0], hiddens, "flow hidden");
+    expect(flow[1], units * sizes_.gates, "flow pre-activation");
+    if (lstm) expect(flow[2], units, "flow cell");
     out.flow_hidden = flow[0].data();
     out.flow_preactivation = flow[1].data();
     out.flow_cell = lstm ? flow[2].data() : nullptr;
@@ -248,6 +316,7 @@ class Layer {
 
   const Engine* engine_;
   Sizes sizes_;
+  bool has_[kParts] = {};  // what the weights have beyond the plain cell
   Packed* packed_ = nullptr;
 };
 
@@ -262,6 +331,7 @@ class Stream {
     input_ = layers_[0]->sizes().input;
     for (size_t k = 0; k < layers_.size(); ++k) {
       const Sizes& z = layers_[k]->sizes();
+      if (!layers_[k]->is_plain()) throw std::invalid_argument("a stream runs plain cells alone");
       if (z.directions != 1 || z.hidden != units_ || (k > 0 && z.input != units_))
         throw std::invalid_argument("the layers do not follow on one another");
     }
@@ -397,14 +467,16 @@ NB_MODULE(_core, m) {
   });
   // noconvert: an output converted on its way in would be written and thrown away.
   nb::class_<Layer>(m, "Layer")
-      .def(nb::init<const std::string&, const std::string&, int, int64_t, int64_t, const std::vector<In>&, int>(),
+      .def(nb::init<const std::string&, const std::string&, int, int64_t, int64_t, const std::vector<In>&, int, int64_t,
+                    const Options&, float, float>(),
            nb::arg("isa"), nb::arg("precision"), nb::arg("cell"), nb::arg("input"), nb::arg("hidden"),
-           nb::arg("weights").noconvert(), nb::arg("threads"))
+           nb::arg("weights").noconvert(), nb::arg("threads"), nb::arg("output"), nb::arg("options").noconvert(),
+           nb::arg("cell_clip"), nb::arg("preactivation_clip"))
       .def("forward", &Layer::forward, nb::arg("x").noconvert(),
            nb::arg("hidden").noconvert().none(), nb::arg("cell").noconvert().none(),
            nb::arg("lengths").noconvert().none(), nb::arg("resets").noconvert().none(),
            nb::arg("reset_hidden").noconvert().none(), nb::arg("reset_cell").noconvert().none(),
-           nb::arg("recurrent_mask").noconvert().none(), nb::arg("out_hidden").noconvert(),
+           nb::arg("recurrent_mask").noconvert().none(), nb::arg("options").noconvert().none(), nb::arg("out_hidden").noconvert(),
            nb::arg("gates").noconvert().none(), nb::arg("out_cell").noconvert().none(),
            nb::arg("recurrent_candidate").noconvert().none(), nb::arg("final_hidden").noconvert(),
            nb::arg("final_cell").noconvert().none(), nb::arg("threads"))
@@ -412,7 +484,7 @@ NB_MODULE(_core, m) {
            nb::arg("hidden").noconvert().none(), nb::arg("cell").noconvert().none(),
            nb::arg("lengths").noconvert().none(), nb::arg("resets").noconvert().none(),
            nb::arg("reset_hidden").noconvert().none(), nb::arg("reset_cell").noconvert().none(),
-           nb::arg("recurrent_mask").noconvert().none(), nb::arg("trace_hidden").noconvert(),
+           nb::arg("recurrent_mask").noconvert().none(), nb::arg("options").noconvert().none(), nb::arg("trace_hidden").noconvert(),
            nb::arg("trace_gates").noconvert(), nb::arg("trace_cell").noconvert().none(),
            nb::arg("trace_candidate").noconvert().none(), nb::arg("d_hidden").noconvert().none(),
            nb::arg("d_final_hidden").noconvert().none(), nb::arg("d_final_cell").noconvert().none(),

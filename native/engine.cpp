@@ -2,8 +2,8 @@
 // instruction set, with UNSPOOL_ISA as its name; nothing here is visible but that one table.
 //
 // What it is made of: vector.h (W floats), tile.h (the one product), panels.h (packed weights), batch.h
-// (ragged sequences), forward.h, step.h, backward.h, products.h (gradients after the sweep),
-// roofline.h (what the machine can do at the most).
+// (ragged sequences), options.h (what a layer may have beyond the plain cell), forward.h, step.h, backward.h,
+// products.h (gradients after the sweep), roofline.h (what the machine can do at the most).
 //
 // Everything is one tile, each output summed in one order, in one accumulator.  So an output's bits do not
 // depend on the tile's shape, on its neighbours, or on the number of threads.  Work is split over outputs, never
@@ -29,7 +29,7 @@ namespace {
 
 // Threads that the work is worth: waking one costs microseconds.
 int worthwhile(const Sizes& z, const Run& run, int threads) {
-  const int64_t products = run.time * run.batch * z.directions * z.gates * z.hidden * (z.input + z.hidden);
+  const int64_t products = run.time * run.batch * z.directions * z.gates * z.hidden * (z.input + z.output);
   return products < 200'000 ? 1 : threads;
 }
 
@@ -43,33 +43,65 @@ int64_t row_groups(const Sizes& z, const Run& run, int threads) {
   return larger(1, smaller(larger(1, rounds) * a_round, (run.batch + kRows - 1) / kRows));
 }
 
-template <Cell C>
-bool forward_cell(const Packed& packed, const Run& run, const Forward& out, int threads,
-                  const Batch& batch) {
-  ForwardSweep<C> sweep{{packed, batch, row_groups(packed.sizes, run, threads)}, out, nullptr, 0};
+template <Cell C, bool Extended>
+bool forward_sweep(const Packed& packed, const Run& run, const Forward& out, int threads,
+                   const Batch& batch) {
+  ForwardSweep<C, Extended> sweep{{packed, batch, row_groups(packed.sizes, run, threads)}, out, nullptr, 0};
   ForwardScratch measure;
   sweep.scratch_bytes = sweep.lay_out(nullptr, &measure);
   const int64_t items = packed.sizes.directions * sweep.groups;
   float* memory = take_floats(items * sweep.scratch_bytes / static_cast<int64_t>(sizeof(float)));
   if (memory == nullptr) return false;
   sweep.scratch = reinterpret_cast<char*>(memory);
-  parallel(items, threads, ForwardSweep<C>::body, &sweep, *run.stop);
+  parallel(items, threads, ForwardSweep<C, Extended>::body, &sweep, *run.stop);
   give_back(memory);
   return !run.stop->raised;
 }
 
+// Whether a run needs more than the plain cell's sweeps; in float32 alone, as checks.py sees to.
+bool is_extended(const Packed& packed, const Run& run) {
+  return packed.extended || run.zoneout_hidden != nullptr || run.zoneout_cell != nullptr ||
+         run.patch_gates != nullptr || run.patch_hidden != nullptr || run.patch_cell != nullptr;
+}
+
 template <Cell C>
-bool backward_cell(const Packed& packed, const Run& run, const Arriving& in, const Backward& out,
-                   int threads, const Batch& batch) {
+bool forward_cell(const Packed& packed, const Run& run, const Forward& out, int threads,
+                  const Batch& batch) {
+  if constexpr (kPrecision == Precision::float32)
+    if (is_extended(packed, run)) return forward_sweep<C, true>(packed, run, out, threads, batch);
+  return forward_sweep<C, false>(packed, run, out, threads, batch);
+}
+
+template <Cell C, bool Extended>
+bool backward_sweep(const Packed& packed, const Run& run, const Arriving& in, const Backward& out,
+                    int threads, const Batch& batch) {
   const Sizes& z = packed.sizes;
   const BackPanels* back = back_panels<C>(packed, threads);
   if (back == nullptr) return false;
-  const int64_t all = run.time * run.batch;
-  float* recurrent_z = out.flow_preactivation;
-  float* own = nullptr;
-  if (C == Cell::gru) recurrent_z = own = take_floats(all * z.directions * z.gates * z.hidden);
-  BackwardSweep<C> sweep{
-      {packed, batch, row_groups(z, run, threads)}, in, out, *back, recurrent_z, nullptr, 0};
+  const int64_t all = run.time * run.batch, places = all * z.directions;
+  Left left{out.flow_preactivation, out.flow_preactivation, out.flow_preactivation, nullptr, nullptr, nullptr};
+  float* own[6] = {};
+  bool taken = true;
+  auto take = [&, next = 0](float*& array, int64_t floats) mutable {
+    array = own[next++] = take_floats(floats);
+    taken = taken && array != nullptr;
+  };
+  if (C == Cell::gru) {
+    take(left.d_hidden_part, places * z.gates * z.hidden);
+    left.d_recurrent_z = left.d_hidden_part;
+  }
+  if constexpr (Extended) {
+    const Beyond& w = packed.beyond[0];
+    if (w.gain_input != nullptr) take(left.d_input_z, places * z.gates * z.hidden);
+    if (w.gain_recurrent != nullptr) take(left.d_recurrent_z, places * z.gates * z.hidden);
+    if (w.projection != nullptr) {
+      take(left.d_made, places * z.output);
+      take(left.shown, places * z.hidden);
+    }
+    take(left.gathered, run.batch * z.directions * Gathered(packed).floats);
+  }
+  BackwardSweep<C, Extended> sweep{
+      {packed, batch, row_groups(z, run, threads)}, in, out, *back, left, nullptr, 0};
   BackwardScratch measure;
   sweep.scratch_bytes = sweep.lay_out(nullptr, &measure);
   const int64_t all_rows = z.gates * z.hidden;
@@ -77,7 +109,7 @@ bool backward_cell(const Packed& packed, const Run& run, const Arriving& in, con
                                smaller(threads, (all_rows + 63) / 64) / z.directions);
   const int64_t band = round_up((all_rows + bands - 1) / bands, 6);
   std::atomic<bool> out_of_memory{false};
-  Products products{packed, batch, in, out, *back, recurrent_z, nullptr, nullptr, 0,
+  Products products{packed, batch, in, out, *back, left, nullptr, nullptr, 0,
                     (all_rows + band - 1) / band, band, nullptr, 0, &out_of_memory};
   products.scratch_bytes = products.bytes_an_item();
 
@@ -87,10 +119,10 @@ bool backward_cell(const Packed& packed, const Run& run, const Arriving& in, con
   float* memory = take_floats(bytes / static_cast<int64_t>(sizeof(float)));
   auto* token_time =
       static_cast<int64_t*>(std::malloc(static_cast<size_t>(2 * all + 1) * sizeof(int64_t)));
-  const bool enough = recurrent_z != nullptr && memory != nullptr && token_time != nullptr;
+  const bool enough = taken && memory != nullptr && token_time != nullptr;
   if (enough) {
     sweep.scratch = products.scratch = reinterpret_cast<char*>(memory);
-    parallel(sweep_items, threads, BackwardSweep<C>::body, &sweep, *run.stop);
+    parallel(sweep_items, threads, BackwardSweep<C, Extended>::body, &sweep, *run.stop);
     int64_t* token_row = token_time + all;
     for (int64_t t = 0; t < run.time; ++t)
       for (int64_t b = 0; b < run.batch; ++b)
@@ -102,11 +134,20 @@ bool backward_cell(const Packed& packed, const Run& run, const Arriving& in, con
     products.token_row = token_row;
     parallel(products.weight_items(), threads, Products::weight_body, &products, *run.stop);
     parallel(products.x_items(), threads, Products::x_body, &products, *run.stop);
+    if constexpr (Extended) products.join_gathered();
   }
-  give_back(own);
+  for (float* array : own) give_back(array);
   give_back(memory);
   std::free(token_time);
   return enough && !out_of_memory && !run.stop->raised;
+}
+
+template <Cell C>
+bool backward_cell(const Packed& packed, const Run& run, const Arriving& in, const Backward& out, int threads,
+                   const Batch& batch) {
+  if constexpr (kPrecision == Precision::float32)
+    if (is_extended(packed, run)) return backward_sweep<C, true>(packed, run, in, out, threads, batch);
+  return backward_sweep<C, false>(packed, run, in, out, threads, batch);
 }
 
 template <class Call>

@@ -4,8 +4,10 @@
 // the engine owns what it packs.  All arrays are float32, C-contiguous, not overlapping.
 //
 //   T time steps   B batch   I input size   H hidden size   D directions (1 or 2)   G gates
+//   P size of a projected hidden state; H where there is no projection
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "pool.h"
@@ -20,48 +22,64 @@ struct Sizes {
   int64_t gates;       // G
   int64_t input;       // I
   int64_t hidden;      // H
+  int64_t output;      // P
+  float cell_clip = HUGE_VALF;           // bounds c; infinity: nothing is bounded
+  float preactivation_clip = HUGE_VALF;  // bounds z
 };
 
 // The weights of one direction, as torch lays them out.  Read while packing, not kept.
 struct Weights {
   const float* input;           // (G*H, I)
-  const float* recurrent;       // (G*H, H)
+  const float* recurrent;       // (G*H, P)
   const float* bias;            // (G*H,)
   const float* candidate_bias;  // (H,)  GRU only, else null
+  // What a layer may have beyond the plain cell, in float32 alone; null: it has not.
+  const float* peephole = nullptr;        // (3, H)  LSTM: to the input, forget and output gate
+  const float* projection = nullptr;      // (P, H)  LSTM
+  const float* norm_input = nullptr;      // (2, G*H)  gain and bias of the layer normalisation of W x
+  const float* norm_recurrent = nullptr;  // (2, G*H)  of U h
+  const float* norm_cell = nullptr;       // (2, H)  LSTM: of c before its tanh
 };
 
 // What every run of a layer is given.
 struct Run {
   int64_t time, batch;
   const float* x;               // (T, B, I)
-  const float* hidden;          // (D, B, H)  before the first step; null: zeros
+  const float* hidden;          // (D, B, P)  before the first step; null: zeros
   const float* cell;            // (D, B, H)  LSTM; null: zeros
   const int64_t* lengths;       // (B,)  0…T; null: all T
   const uint8_t* resets;        // (T, B)  1 cuts between t-1 and t; null: none
-  const float* reset_hidden;    // (D, B, H)  what a cut puts there; null: zeros
+  const float* reset_hidden;    // (D, B, P)  what a cut puts there; null: zeros
   const float* reset_cell;      // (D, B, H)  LSTM; null: zeros
-  const float* recurrent_mask;  // (D, B, H)  multiplies h before the recurrent weights; null: none
+  const float* recurrent_mask;  // (D, B, P)  multiplies h before the recurrent weights; null: none
   Stop* stop;
+  // The shares of h and of c that are kept from the step before; null: none.  In float32 alone.
+  const float* zoneout_hidden = nullptr;  // (T, B, D, P)
+  const float* zoneout_cell = nullptr;    // (T, B, D, H)  LSTM
+  // Numbers that take a computed value's place in the forward pass; NaN leaves it.  In float32 alone.
+  const float* patch_gates = nullptr;   // (T, B, D, G, H)
+  const float* patch_hidden = nullptr;  // (T, B, D, P)
+  const float* patch_cell = nullptr;    // (T, B, D, H)  LSTM
 };
 
 // What the forward pass writes, every element of it.
 struct Forward {
-  float* hidden;               // (T, B, D, H)
+  float* hidden;               // (T, B, D, P)
   float* gates;                // (T, B, D, G, H)  null: no trace is kept
   float* cell;                 // (T, B, D, H)  LSTM's trace; null without one
   float* recurrent_candidate;  // (T, B, D, H)  GRU's trace; null without one
-  float* final_hidden;         // (D, B, H)
+  float* final_hidden;         // (D, B, P)
   float* final_cell;           // (D, B, H)  LSTM, else null
 };
 
 // The trace that the forward pass wrote, and what arrives from above.
 struct Arriving {
-  const float* hidden;               // (T, B, D, H)
+  const float* hidden;               // (T, B, D, P)
   const float* gates;                // (T, B, D, G, H)
   const float* cell;                 // (T, B, D, H)  LSTM
   const float* recurrent_candidate;  // (T, B, D, H)  GRU
-  const float* d_hidden;             // (T, B, D, H)  at every output; null: zeros
-  const float* d_final_hidden;       // (D, B, H)  at the final state; null: zeros
+  const float* d_hidden;             // (T, B, D, P)  at every output; null: zeros
+  const float* d_final_hidden;       // (D, B, P)  at the final state; null: zeros
   const float* d_final_cell;         // (D, B, H)  LSTM; null: zeros
 };
 
@@ -69,16 +87,22 @@ struct Arriving {
 struct Backward {
   float* d_x;                  // (T, B, I)
   float* d_input[2];           // (G*H, I)  a direction
-  float* d_recurrent[2];       // (G*H, H)
+  float* d_recurrent[2];       // (G*H, P)
   float* d_bias[2];            // (G*H,)
   float* d_candidate_bias[2];  // (H,)  GRU, else null
-  float* d_initial_hidden;     // (D, B, H)
+  float* d_initial_hidden;     // (D, B, P)
   float* d_initial_cell;       // (D, B, H)  LSTM, else null
-  float* d_reset_hidden;       // (D, B, H)
+  float* d_reset_hidden;       // (D, B, P)
   float* d_reset_cell;         // (D, B, H)  LSTM, else null
-  float* flow_hidden;          // (T, B, D, H)
+  float* flow_hidden;          // (T, B, D, P)
   float* flow_cell;            // (T, B, D, H)  LSTM, else null
   float* flow_preactivation;   // (T, B, D, G, H)
+  // As the weights have them, else null.
+  float* d_peephole[2];        // (3, H)
+  float* d_projection[2];      // (P, H)
+  float* d_norm_input[2];      // (2, G*H)
+  float* d_norm_recurrent[2];  // (2, G*H)
+  float* d_norm_cell[2];       // (2, H)
 };
 
 // One step of some streams through one layer of one direction.

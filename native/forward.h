@@ -5,20 +5,10 @@
 #include <cstring>
 
 #include "batch.h"
+#include "options.h"
 
 namespace unspool {
 namespace {
-
-// Where one row of one step reads its state and leaves its results, (H,) each.
-template <Cell C>
-struct Kept {
-  const float* h_prev;         // GRU
-  const float* c_prev;         // LSTM
-  float* c;                    // LSTM; may be c_prev
-  float* h;
-  float* gates;                // (G*H); null: not kept
-  float* recurrent_candidate;  // GRU; null: not kept
-};
 
 // The gates, c and h of one row and panel, from its pre-activations.  The GRU's candidate comes in two
 // parts, since the reset gate acts on the recurrent one.
@@ -87,23 +77,24 @@ struct ForwardScratch {
   int64_t tokens;               // that z has room for: steps * rows
   float* z;                     // [panel][token][n][lane] what the input gives to the pre-activations
   float* c;                     // (rows, H) running cell state, when no trace holds it
-  float* masked;                // (rows, H) h times the recurrent mask
+  float* masked;                // (rows, P) h times the recurrent mask
   float* x_slots;               // (steps * rows, I in slots) bfloat16
-  float* h_slots;               // (rows, H in slots) bfloat16, int8
+  float* h_slots;               // (rows, P in slots) bfloat16, int8
   float* h_scale;               // (rows) int8
   const float** x_rows;         // (steps * rows)
   const float** h_prev;         // (rows)
   const float** operand;        // (rows) h as the recurrent weights see it
   const float** c_prev;         // (rows)
   float** c_out;                // (rows)
-  int64_t* at;                  // (rows) where this step's (T, B, D, H) elements lie
+  int64_t* at;                  // (rows) where this step lies in (T, B, D)
+  float* u;                     // [panel][row][n][lane] what h gives to the pre-activations, where that has a norm
+  float* shown;                 // (rows, H) what the cell shows, where h is more than that
+  const float** shown_rows;     // (rows)
+  float* made;                  // (rows, H) c before zoneout, where c has a norm
 };
 
-int64_t projected_steps(int64_t rows, int64_t time) {
-  return larger(1, smaller(time, smaller(64, 128 / larger(1, rows))));
-}
-
-template <Cell C>
+// Extended: whether the layer or its run has anything beyond the plain cell.
+template <Cell C, bool Extended>
 struct ForwardSweep : Sweep {
   using L = Layout<C>;
   const Forward& out;
@@ -113,15 +104,15 @@ struct ForwardSweep : Sweep {
   // Lays the scratch of an item out from `from`; with null it only measures.
   int64_t lay_out(char* from, ForwardScratch* it) const {
     const Sizes& z = batch.z;
-    const int64_t rows = most_rows(), steps = projected_steps(rows, batch.run.time);
+    const int64_t rows = most_rows(), steps = steps_at_once(rows, batch.run.time);
     Carver carve{from};
     it->steps = steps;
     it->tokens = steps * rows;
     carve(it->z, L::panels(z.hidden) * it->tokens * L::N * W);
     carve(it->c, out.cell == nullptr && C == Cell::lstm ? rows * z.hidden : 0);
-    carve(it->masked, batch.run.recurrent_mask != nullptr ? rows * z.hidden : 0);
+    carve(it->masked, batch.run.recurrent_mask != nullptr ? rows * z.output : 0);
     carve(it->x_slots, kBfloat16 ? steps * rows * slots(z.input) : 0);
-    carve(it->h_slots, kPackRecurrent > 1 ? rows * recurrent_slots(z.hidden) : 0);
+    carve(it->h_slots, kPackRecurrent > 1 ? rows * recurrent_slots(z.output) : 0);
     carve(it->h_scale, kInt8 ? rows : 0);
     carve(it->x_rows, steps * rows);
     carve(it->h_prev, rows);
@@ -129,6 +120,15 @@ struct ForwardSweep : Sweep {
     carve(it->c_prev, rows);
     carve(it->c_out, rows);
     carve(it->at, rows);
+    if constexpr (Extended) {
+      const auto& w = packed.beyond[0];
+      const bool later = w.projection != nullptr || w.norm_cell != nullptr;
+      carve(it->u, w.gain_recurrent != nullptr ? L::panels(z.hidden) * rows * L::N * W : 0);
+      carve(it->shown, later ? rows * z.hidden : 0);
+      carve(it->shown_rows, later ? rows : 0);
+      carve(it->made, w.norm_cell != nullptr ? rows * z.hidden : 0);
+      if (!later) it->shown = nullptr;
+    }
     return carve.used;
   }
 
@@ -186,56 +186,60 @@ struct ForwardSweep : Sweep {
     for (int64_t p = 0; p < L::panels(H); ++p) {
       const float* panel = packed.input[mine.d] + p * slots(I) * L::N * W;
       const float* bias = packed.bias[mine.d] + p * L::N * W;
+      if constexpr (Extended) bias = packed.beyond[mine.d].gain_input != nullptr ? nullptr : bias;
       over_rows(tokens, [&](auto height, int64_t first) INLINE_LAMBDA {
         constexpr int R = decltype(height)::value;
         float* z = z_at(work, p, first);
         tile<R, L::N>(
             slots(I), ByRow{work.x_rows + first}, panel,
-            [=](int, int n) INLINE_LAMBDA { return load(bias + n * W); },
+            [=](int, int n) INLINE_LAMBDA { return Extended && bias == nullptr ? Vec{} : load(bias + n * W); },
             [=](int r, int n, Vec sum) INLINE_LAMBDA { store(z + (r * L::N + n) * W, sum); });
       });
+    }
+    if constexpr (Extended) {
+      const float* gain = packed.beyond[mine.d].gain_input;
+      for (int64_t token = 0; gain != nullptr && token < tokens; ++token)
+        normalise_panels<C>(z_at(work, 0, token), work.tokens * L::N * W, H, gain, packed.bias[mine.d]);
     }
   }
 
   // One step of all live rows; returns how many there are.  `done` tokens of this chunk came before.
   int64_t step(const Share& mine, const ForwardScratch& work, int64_t s, int64_t done) const {
-    const int64_t H = batch.z.hidden, d = mine.d;
+    const int64_t H = batch.z.hidden, O = batch.z.output, d = mine.d;
     const Run& run = batch.run;
     const int64_t rows = live(mine, s);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t b = row(mine, r);
-      work.at[r] = batch.unit(batch.time(d, b, s), b, d);
-      work.h_prev[r] =
-          batch.entering(d, b, s, out.hidden, run.hidden, run.reset_hidden, packed.zeros);
+      work.at[r] = batch.place(batch.time(d, b, s), b, d);
+      work.h_prev[r] = batch.entering_hidden(d, b, s, out.hidden, packed.zeros);
       work.operand[r] = work.h_prev[r];
       if (run.recurrent_mask != nullptr) {
-        float* masked = work.masked + r * H;
-        const float* mask = run.recurrent_mask + batch.stated(d, b);
-        for (int64_t j = 0; j < H; ++j) masked[j] = work.h_prev[r][j] * mask[j];
+        float* masked = work.masked + r * O;
+        const float* mask = run.recurrent_mask + batch.stated(d, b) * O;
+        for (int64_t j = 0; j < O; ++j) masked[j] = work.h_prev[r][j] * mask[j];
         work.operand[r] = masked;
       }
       if constexpr (kPackRecurrent > 1) {
-        float* narrow = work.h_slots + r * recurrent_slots(H);
-        if constexpr (kBfloat16) round_row(narrow, work.operand[r], H);
-        if constexpr (kInt8) work.h_scale[r] = quantise_row(narrow, work.operand[r], H);
+        float* narrow = work.h_slots + r * recurrent_slots(O);
+        if constexpr (kBfloat16) round_row(narrow, work.operand[r], O);
+        if constexpr (kInt8) work.h_scale[r] = quantise_row(narrow, work.operand[r], O);
         work.operand[r] = narrow;
       }
       if constexpr (C == Cell::lstm) {
         if (out.cell != nullptr) {
-          work.c_prev[r] = batch.entering(d, b, s, out.cell, run.cell, run.reset_cell, packed.zeros);
-          work.c_out[r] = out.cell + work.at[r];
+          work.c_prev[r] = batch.entering_cell(d, b, s, out.cell, packed.zeros);
+          work.c_out[r] = out.cell + work.at[r] * H;
         } else {
           work.c_out[r] = work.c + r * H;
           work.c_prev[r] = s > 0 && !batch.cut(d, b, s)
                                ? work.c_out[r]
-                               : batch.entering(d, b, s, nullptr, run.cell, run.reset_cell,
-                                                packed.zeros);
+                               : batch.entering_cell(d, b, s, nullptr, packed.zeros);
         }
       }
     }
     over_panels(rows, L::panels(H), [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
       constexpr int R = decltype(height)::value, P = decltype(width)::value;
-      const int64_t depth = recurrent_slots(H);
+      const int64_t depth = recurrent_slots(O);
       const float* panel = packed.recurrent[d] + p * depth * L::N * W;
       const float* z = z_at(work, p, done + first);
       const int64_t to_next = P == 2 ? work.tokens * L::N * W : L::N * W;  // the next panel's, or row's
@@ -255,6 +259,19 @@ struct ForwardSweep : Sweep {
         else
           tile<R, L::N, RecurrentProduct>(depth, ByRow{work.operand + first}, panel, begin, end);
       };
+      if constexpr (Extended) {
+        if (packed.beyond[d].gain_recurrent != nullptr) {  // nothing can be activated before all of a row is there
+          float* u = work.u + (p * rows + first) * L::N * W;
+          const int64_t next = P == 2 ? rows * L::N * W : L::N * W;
+          const auto keep = [=](int k, int n, Vec total) INLINE_LAMBDA { store(u + k * next + n * W, total); };
+          const auto nothing = [](int, int) INLINE_LAMBDA { return Vec{}; };
+          if constexpr (P == 2)
+            tile_pair<L::N>(depth, work.operand[first], panel, panel + depth * L::N * W, nothing, keep);
+          else
+            tile<R, L::N>(depth, ByRow{work.operand + first}, panel, nothing, keep);
+          return;
+        }
+      }
       if constexpr (kInt8) {
         multiply(int8_start<L::N, P>(packed.recurrent_start[d], p));
         dequantise<L::N, P>(sum, packed.recurrent_scale[d], p, work.h_scale + first, start);
@@ -263,44 +280,125 @@ struct ForwardSweep : Sweep {
       }
 #pragma GCC unroll 8
       for (int k = 0; k < R * P; ++k)
-        activate(work, done, first + (P == 2 ? 0 : k), p + (P == 2 ? k : 0), sum[k]);
+        activate(mine, work, done, first + (P == 2 ? 0 : k), p + (P == 2 ? k : 0), sum[k]);
     });
+    if constexpr (Extended) {
+      if (packed.beyond[d].gain_recurrent != nullptr) activate_normalised(mine, work, done, rows);
+      if (work.shown != nullptr) show_later(mine, work, rows);
+    }
     return rows;
   }
 
-  INLINE void activate(const ForwardScratch& work, int64_t done, int64_t r, int64_t p,
-                       const Vec (&sum)[L::N]) const {
+  // The activations of all rows, after the normalisation of what h gives.
+  void activate_normalised(const Share& mine, const ForwardScratch& work, int64_t done, int64_t rows) const {
+    const int64_t H = batch.z.hidden, stride = rows * L::N * W;
+    const auto& w = packed.beyond[mine.d];
+    for (int64_t r = 0; r < rows; ++r) {
+      float* u = work.u + r * L::N * W;
+      normalise_panels<C>(u, stride, H, w.gain_recurrent, w.bias_recurrent);
+      for (int64_t p = 0; p < L::panels(H); ++p) {
+        const float *z = z_at(work, p, done + r), *of_h = u + p * stride;
+        Vec sum[L::N];
+#pragma GCC unroll 8
+        for (int n = 0; n < L::N; ++n) {
+          const Vec start =
+              C == Cell::gru && n == 2 ? load(packed.candidate_bias[mine.d] + L::unit(p, 0)) : load(z + n * W);
+          sum[n] = start + load(of_h + n * W);
+        }
+        activate(mine, work, done, r, p, sum);
+      }
+    }
+  }
+
+  KeptBeyond beyond_of(const Share& mine, const ForwardScratch& work, int64_t r) const {
+    const Run& run = batch.run;
+    const int64_t H = batch.z.hidden, O = batch.z.output, at = work.at[r];
+    const auto from = [](const float* array, int64_t place) { return array != nullptr ? array + place : nullptr; };
+    return {from(run.zoneout_hidden, at * O),
+            from(run.zoneout_cell, at * H),
+            from(run.patch_gates, at * batch.z.gates * H),
+            from(run.patch_hidden, at * O),
+            from(run.patch_cell, at * H),
+            work.shown != nullptr ? work.shown + r * H : nullptr,
+            packed.beyond[mine.d].norm_cell != nullptr ? work.made + r * H : nullptr};
+  }
+
+  // h from o and c, where c has a norm, and through the projection.
+  void show_later(const Share& mine, const ForwardScratch& work, int64_t rows) const {
+    const int64_t H = batch.z.hidden, O = batch.z.output;
+    const auto& w = packed.beyond[mine.d];
+    for (int64_t r = 0; r < rows; ++r) {
+      float* shown = work.shown + r * H;
+      work.shown_rows[r] = shown;
+      if (w.norm_cell == nullptr) continue;
+      const KeptBeyond beyond = beyond_of(mine, work, r);
+      const Moments moments = moments_of_row(beyond.made, H);
+      for (int64_t j = 0; j < H; j += W) {
+        const Vec norm = fma(load(w.norm_cell + j), moments.standard(load(beyond.made + j, H - j)),
+                             load(w.norm_cell + round_up(H, W) + j));
+        const Vec made = load(shown + j, H - j) * tanh(norm);
+        if (w.projection != nullptr)
+          store(shown + j, made, H - j);
+        else
+          show(beyond, work.h_prev[r], out.hidden + work.at[r] * O, j, smaller(W, H - j), made);
+      }
+    }
+    if (w.projection == nullptr) return;
+    constexpr int64_t wide = kColumns * W;
+    over_panels(rows, (O + wide - 1) / wide, [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
+      constexpr int R = decltype(height)::value, P = decltype(width)::value;
+      const float* panel = w.projection + p * H * wide;
+      const auto nothing = [](int, int) INLINE_LAMBDA { return Vec{}; };
+      const auto keep = [&](int k, int n, Vec sum) INLINE_LAMBDA {
+        const int64_t r = first + (P == 2 ? 0 : k), column = (p + (P == 2 ? k : 0)) * wide + n * W;
+        if (column < O)
+          show(beyond_of(mine, work, r), work.h_prev[r], out.hidden + work.at[r] * O, column, smaller(W, O - column),
+               sum);
+      };
+      if constexpr (P == 2)
+        tile_pair<kColumns>(H, work.shown_rows[first], panel, panel + H * wide, nothing, keep);
+      else
+        tile<R, kColumns>(H, ByRow{work.shown_rows + first}, panel, nothing, keep);
+    });
+  }
+
+  INLINE void activate([[maybe_unused]] const Share& mine, const ForwardScratch& work, int64_t done, int64_t r,
+                       int64_t p, const Vec (&sum)[L::N]) const {
     const int64_t H = batch.z.hidden;
-    Kept<C> row{work.h_prev[r], nullptr, nullptr, out.hidden + work.at[r], nullptr, nullptr};
-    if (out.gates != nullptr) row.gates = out.gates + work.at[r] * batch.z.gates;
+    Kept<C> row{work.h_prev[r], nullptr, nullptr, out.hidden + work.at[r] * batch.z.output, nullptr, nullptr};
+    if (out.gates != nullptr) row.gates = out.gates + work.at[r] * batch.z.gates * H;
     if constexpr (C == Cell::lstm) row.c_prev = work.c_prev[r], row.c = work.c_out[r];
     Vec x_candidate{};
     if constexpr (C == Cell::gru) {
       x_candidate = load(z_at(work, p, done + r) + 2 * W);
-      if (out.gates != nullptr) row.recurrent_candidate = out.recurrent_candidate + work.at[r];
+      if (out.gates != nullptr) row.recurrent_candidate = out.recurrent_candidate + work.at[r] * H;
     }
-    advance(row, p, H, sum, x_candidate);
+    if constexpr (Extended)
+      advance_beyond(row, beyond_of(mine, work, r), batch.z, packed.beyond[mine.d], p, sum, x_candidate);
+    else
+      advance(row, p, H, sum, x_candidate);
   }
 
   // The final state of a row, and zeros past its end.
   void finish(const Share& mine, const ForwardScratch& work, int64_t r) const {
     const Run& run = batch.run;
-    const int64_t b = row(mine, r), d = mine.d, H = batch.z.hidden, length = batch.length(b);
+    const int64_t b = row(mine, r), d = mine.d, H = batch.z.hidden, O = batch.z.output, length = batch.length(b);
     const bool cut = batch.cut_after_last(d, b);
-    const int64_t last = length > 0 ? batch.unit(batch.time(d, b, length - 1), b, d) : 0;
-    const auto leave = [&](float* final, const float* initial, const float* fresh,
-                           const float* running) {
-      const float* from = cut            ? (fresh != nullptr ? fresh + batch.stated(d, b) : packed.zeros)
+    const int64_t last = length > 0 ? batch.place(batch.time(d, b, length - 1), b, d) : 0;
+    const auto leave = [&](float* final, const float* initial, const float* fresh, const float* running,
+                           int64_t width) {
+      const int64_t at = batch.stated(d, b) * width;
+      const float* from = cut            ? (fresh != nullptr ? fresh + at : packed.zeros)
                           : length > 0   ? running
-                          : initial != nullptr ? initial + batch.stated(d, b)
+                          : initial != nullptr ? initial + at
                                                : packed.zeros;
-      std::memcpy(final + batch.stated(d, b), from, static_cast<size_t>(H) * sizeof(float));
+      std::memcpy(final + at, from, static_cast<size_t>(width) * sizeof(float));
     };
-    leave(out.final_hidden, run.hidden, run.reset_hidden, out.hidden + last);
+    leave(out.final_hidden, run.hidden, run.reset_hidden, out.hidden + last * O, O);
     if constexpr (C == Cell::lstm)
       leave(out.final_cell, run.cell, run.reset_cell,
-            out.cell != nullptr ? out.cell + last : work.c + r * H);
-    zero_past_end(batch, d, b, out.hidden, H);
+            out.cell != nullptr ? out.cell + last * H : work.c + r * H, H);
+    zero_past_end(batch, d, b, out.hidden, O);
     zero_past_end(batch, d, b, out.cell, H);
     zero_past_end(batch, d, b, out.recurrent_candidate, H);
     zero_past_end(batch, d, b, out.gates, batch.z.gates * H);

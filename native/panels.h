@@ -14,20 +14,37 @@ namespace unspool {
 
 // The weights again, as the backward pass multiplies by them: column panels.
 struct BackPanels {
-  float* recurrent[2];  // per direction: (G*H) deep, H wide
-  float* input;         // of all directions: (D*G*H) deep, I wide
+  float* recurrent[2];   // per direction: (G*H) deep, P wide
+  float* input;          // of all directions: (D*G*H) deep, I wide
+  float* projection[2];  // per direction: P deep, H wide; null without one
+};
+
+// What a layer has beyond the plain cell, of one direction; null: it has not.  Rows of gates come as gate panels, one
+// step deep, and as the rows that they were.
+struct Beyond {
+  float* peephole;         // (3, H rounded up to W)
+  float* projection;       // column panels: H deep, P wide
+  float* gain_input;       // gate panels
+  float* gain_recurrent;   // gate panels
+  float* bias_recurrent;   // gate panels
+  float* rows_input;       // (G*H) gains
+  float* rows_recurrent;   // (G*H) gains
+  float* norm_cell;        // (2, H rounded up to W)
 };
 
 struct Packed {
   Sizes sizes;
-  float* memory;             // owns all that follows, but for `back`
+  float* memory;             // owns what follows, but for `back` and `beyond`
   float* input[2];           // per direction: gate panels over I, in slots
-  float* recurrent[2];       // gate panels over H, in slots
+  float* recurrent[2];       // gate panels over P, in slots
   float* recurrent_scale[2]; // int8: gate panels, one step deep, what a weight of a row is worth
   float* recurrent_start[2]; // int8: the same, -128 times the sum of a row's weights: h is stored with 128 added
   float* bias[2];            // gate panels, one step deep
   float* candidate_bias[2];  // (H rounded up to W), zeros after H
   float* zeros;              // (H,)
+  Beyond beyond[2];
+  bool extended;             // whether the weights or the bounds have anything beyond the plain cell
+  float* beyond_memory;
   mutable std::atomic<BackPanels*> back;  // null until a backward pass asks: inference never does
 };
 
@@ -52,7 +69,7 @@ struct Layout {
 
 // The weights of one direction with their numbers joined into slots; in memory that the caller gives.
 inline void narrow(Weights& w, const Sizes& z, float* memory, float* scale, float* start) {
-  const int64_t rows = z.gates * z.hidden, I = z.input, H = z.hidden;
+  const int64_t rows = z.gates * z.hidden, I = z.input, H = z.output;
   float* recurrent = memory;
   float* input = memory + rows * recurrent_slots(H);
   for (int64_t r = 0; r < rows; ++r) {
@@ -82,7 +99,7 @@ inline void narrow(Weights& w, const Sizes& z, float* memory, float* scale, floa
 }
 
 inline int64_t narrow_floats(const Sizes& z) {
-  return z.gates * z.hidden * (recurrent_slots(z.hidden) + (kBfloat16 ? slots(z.input) : 0));
+  return z.gates * z.hidden * (recurrent_slots(z.output) + (kBfloat16 ? slots(z.input) : 0));
 }
 
 // Panels that one item of packing takes.
@@ -195,15 +212,15 @@ struct Packing {
     const Sizes& z = it.packed.sizes;
     const int64_t each = items_a_direction(z), d = item / each, first = item % each * kPanelsAnItem;
     const int64_t last = smaller(first + kPanelsAnItem, Layout<C>::panels(z.hidden));
-    const int64_t H = z.hidden, I = z.input, rows = z.gates * slots(H);
+    const int64_t H = z.hidden, I = z.input, P = z.output, rows = z.gates * slots(H);
     if (it.back == nullptr) {
       const Weights& w = it.weights[d];
       pack_gates<C>(it.packed.input[d], w.input, slots(I), H, first, last);
-      pack_gates<C>(it.packed.recurrent[d], w.recurrent, recurrent_slots(H), H, first, last);
+      pack_gates<C>(it.packed.recurrent[d], w.recurrent, recurrent_slots(P), H, first, last);
       pack_gates<C>(it.packed.bias[d], w.bias, 1, H, first, last);
     } else {
       constexpr auto turn = kBfloat16 ? turn_pairs<C> : turn_gates<C>;
-      turn(it.back->recurrent[d], it.packed.recurrent[d], H, H, rows, first, last);
+      turn(it.back->recurrent[d], it.packed.recurrent[d], P, H, rows, first, last);
       turn(it.back->input + d * rows * kColumns * W, it.packed.input[d], I, H, z.directions * rows, first,
            last);
     }
@@ -211,19 +228,90 @@ struct Packing {
 
   void run(int threads) {
     const Sizes& z = packed.sizes;
-    if (z.directions * z.gates * z.hidden * (z.input + z.hidden) < 65'536) threads = 1;
+    if (z.directions * z.gates * z.hidden * (z.input + z.output) < 65'536) threads = 1;
     Stop never{false, [](Stop&) {}};
     parallel(z.directions * items_a_direction(z), threads, body, this, never);
   }
 };
 
+void release(Packed* packed) {
+  if (packed == nullptr) return;
+  give_back(reinterpret_cast<float*>(packed->back.load()));
+  give_back(packed->memory);
+  give_back(packed->beyond_memory);
+  std::free(packed);
+}
+
+constexpr Cell kOneGate = Cell::rnn_tanh;  // whose panels are the column panels of any matrix
+
+// Packs what the weights have beyond the plain cell; false when memory runs out.
+template <Cell C>
+bool pack_beyond(Packed& packed, const Weights* weights) {
+  using L = Layout<C>;
+  const Sizes& z = packed.sizes;
+  const int64_t H = z.hidden, P = z.output, rows = z.gates * H, padded = round_up(H, W);
+  const int64_t wide = L::panels(H) * L::N * W;
+  const Weights& any = weights[0];
+  packed.extended = any.peephole != nullptr || any.projection != nullptr || any.norm_input != nullptr ||
+                    any.norm_recurrent != nullptr || any.norm_cell != nullptr || z.cell_clip < HUGE_VALF ||
+                    z.preactivation_clip < HUGE_VALF;
+  if (!packed.extended) return true;
+  const int64_t floats = 5 * padded + column_floats(H, P) + 4 * wide + 2 * rows + 8 * 16;
+  float* at = packed.beyond_memory = take_floats(z.directions * floats);
+  if (at == nullptr) return false;
+  const auto take = [&at](int64_t count) {
+    float* mine = at;
+    at += round_up(count, 16);
+    return mine;
+  };
+  const auto copy = [&](const float* matrix, int64_t count) {  // rows of H, each filled up with zeros
+    float* to = take(count * padded);
+    std::memset(to, 0, static_cast<size_t>(count * padded) * sizeof(float));
+    for (int64_t r = 0; r < count; ++r)
+      std::memcpy(to + r * padded, matrix + r * H, static_cast<size_t>(H) * sizeof(float));
+    return to;
+  };
+  const auto panels = [&](const float* row) {
+    float* to = take(wide);
+    pack_gates<C>(to, row, 1, H, 0, L::panels(H));
+    return to;
+  };
+  const auto kept = [&](const float* row) {
+    float* to = take(rows);
+    std::memcpy(to, row, static_cast<size_t>(rows) * sizeof(float));
+    return to;
+  };
+  for (int64_t d = 0; d < z.directions; ++d) {
+    const Weights& w = weights[d];
+    Beyond& it = packed.beyond[d];
+    if (w.peephole != nullptr) it.peephole = copy(w.peephole, 3);
+    if (w.norm_cell != nullptr) it.norm_cell = copy(w.norm_cell, 2);
+    if (w.projection != nullptr) {
+      it.projection = take(column_floats(H, P));
+      pack_gates<kOneGate>(it.projection, w.projection, H, P, 0, Layout<kOneGate>::panels(P));
+    }
+    if (w.norm_input != nullptr) {
+      it.gain_input = panels(w.norm_input);
+      it.rows_input = kept(w.norm_input);
+      const float* bias = panels(w.norm_input + rows);
+      for (int64_t j = 0; j < wide; ++j) packed.bias[d][j] += bias[j];  // both are only added
+    }
+    if (w.norm_recurrent != nullptr) {
+      it.gain_recurrent = panels(w.norm_recurrent);
+      it.rows_recurrent = kept(w.norm_recurrent);
+      it.bias_recurrent = panels(w.norm_recurrent + rows);
+    }
+  }
+  return true;
+}
+
 template <Cell C>
 Packed* pack_cell(const Sizes& z, const Weights* weights, int threads) {
   using L = Layout<C>;
-  const int64_t H = z.hidden, I = z.input, D = z.directions;
+  const int64_t H = z.hidden, I = z.input, P = z.output, D = z.directions;
   const int64_t wide = L::panels(H) * L::N * W;
   const int64_t padded = round_up(H, W);
-  const int64_t a_direction = wide * (slots(I) + recurrent_slots(H) + (kInt8 ? 3 : 1)) + padded;
+  const int64_t a_direction = wide * (slots(I) + recurrent_slots(P) + (kInt8 ? 3 : 1)) + padded;
   auto* packed = static_cast<Packed*>(std::calloc(1, sizeof(Packed)));
   float* at = take_floats(D * (a_direction + 96) + padded + 64);
   constexpr bool narrows = kPrecision != Precision::float32;
@@ -245,7 +333,7 @@ Packed* pack_cell(const Sizes& z, const Weights* weights, int threads) {
   };
   for (int64_t d = 0; d < D; ++d) {
     packed->input[d] = take(wide * slots(I));
-    packed->recurrent[d] = take(wide * recurrent_slots(H));
+    packed->recurrent[d] = take(wide * recurrent_slots(P));
     packed->bias[d] = take(wide);
     packed->candidate_bias[d] = take(padded);
     std::memset(packed->candidate_bias[d], 0, static_cast<size_t>(padded) * sizeof(float));
@@ -270,6 +358,10 @@ Packed* pack_cell(const Sizes& z, const Weights* weights, int threads) {
   }
   Packing<C>{*packed, own, nullptr}.run(threads);
   give_back(slotted);
+  if (!pack_beyond<C>(*packed, weights)) {
+    release(packed);
+    return nullptr;
+  }
   return packed;
 }
 
@@ -282,12 +374,21 @@ const BackPanels* back_panels(const Packed& packed, int threads) {
   const Sizes& z = packed.sizes;
   const int64_t rows = z.gates * slots(z.hidden), head = 16;
   static_assert(sizeof(BackPanels) <= 16 * sizeof(float));
-  const int64_t recurrent = round_up(column_floats(rows, z.hidden), 16);
-  float* at = take_floats(head + z.directions * recurrent + column_floats(z.directions * rows, z.input));
+  const int64_t recurrent = round_up(column_floats(rows, z.output), 16);
+  const int64_t input = round_up(column_floats(z.directions * rows, z.input), 16);
+  const int64_t projection =
+      packed.beyond[0].projection != nullptr ? round_up(column_floats(z.output, z.hidden), 16) : 0;
+  float* at = take_floats(head + z.directions * (recurrent + projection) + input);
   if (at == nullptr) return nullptr;
   auto* made = reinterpret_cast<BackPanels*>(at);
   *made = {{at + head, z.directions == 2 ? at + head + recurrent : nullptr},
-           at + head + z.directions * recurrent};
+           at + head + z.directions * recurrent,
+           {nullptr, nullptr}};
+  for (int64_t d = 0; projection > 0 && d < z.directions; ++d) {
+    made->projection[d] = made->input + input + d * projection;
+    turn_gates<kOneGate>(made->projection[d], packed.beyond[d].projection, z.hidden, z.output, z.output, 0,
+                         Layout<kOneGate>::panels(z.output));
+  }
   Packing<C>{packed, nullptr, made}.run(threads);
   if (packed.back.compare_exchange_strong(back, made, std::memory_order_acq_rel)) return made;
   give_back(at);
@@ -302,13 +403,6 @@ Packed* pack(const Sizes& sizes, const Weights* weights, int threads) {
     case Cell::rnn_tanh: break;
   }
   return pack_cell<Cell::rnn_tanh>(sizes, weights, threads);
-}
-
-void release(Packed* packed) {
-  if (packed == nullptr) return;
-  give_back(reinterpret_cast<float*>(packed->back.load()));
-  give_back(packed->memory);
-  std::free(packed);
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "batch.h"
+#include "backward.h"
 
 namespace unspool {
 namespace {
@@ -20,7 +20,7 @@ struct Products {
   const Arriving& in;
   const Backward& out;
   const BackPanels& back;
-  const float* d_recurrent_z;  // (T, B, D, G, H)
+  const Left& left;
   const int64_t* token_time;   // (tokens) by time, then by row
   const int64_t* token_row;    // (tokens)
   int64_t tokens;
@@ -32,7 +32,11 @@ struct Products {
 
   static constexpr int64_t kTokensAnItem = 48;
 
-  int64_t weight_items() const { return batch.z.directions * 2 * bands; }
+  // Of dL/dW and of dL/dU `bands` each, and of the projection's gradient as many as it needs.
+  int64_t items_a_direction() const {
+    return 2 * bands + (left.d_made != nullptr ? (batch.z.output + band - 1) / band : 0);
+  }
+  int64_t weight_items() const { return batch.z.directions * items_a_direction(); }
   int64_t x_items() const { return (batch.run.time * batch.run.batch + kTokensAnItem - 1) / kTokensAnItem; }
 
   int64_t columns_floats() const {
@@ -53,14 +57,20 @@ struct Products {
     static_cast<const Products*>(context)->x_item(item);
   }
 
-  // A band of rows of dL/dW (or dL/dU) = sum over tokens of dL/dz x^T (or h^T), and of dL/db.
+  // A band of rows of dL/dW (kind 0) = sum over tokens of dL/dz x^T, of dL/dU (1) with h^T, or of the projection's (2);
+  // and of dL/db.
   void weights_item(int64_t item) const {
     const Sizes& z = batch.z;
-    const int64_t d = item / (2 * bands), kind = item / bands % 2, first = item % bands * band;
-    const int64_t rows = smaller(band, z.gates * z.hidden - first), stride = left_stride();
-    const int64_t columns = kind == 0 ? z.input : z.hidden;
-    float* product = (kind == 0 ? out.d_input[d] : out.d_recurrent[d]) + first * columns;
-    const float* left = kind == 0 ? out.flow_preactivation : d_recurrent_z;
+    const int64_t d = item / items_a_direction(), in_direction = item % items_a_direction();
+    const int64_t kind = smaller(2, in_direction / bands), first = (in_direction - kind * bands) * band;
+    const int64_t all_rows = kind == 2 ? z.output : z.gates * z.hidden;
+    const int64_t rows = smaller(band, all_rows - first), stride = left_stride();
+    const int64_t columns = kind == 0 ? z.input : kind == 1 ? z.output : z.hidden;
+    float* product = (kind == 0 ? out.d_input[d] : kind == 1 ? out.d_recurrent[d] : out.d_projection[d]) +
+                     first * columns;
+    const float* factor = kind == 0 ? left.d_input_z : kind == 1 ? left.d_recurrent_z : left.d_made;
+    // The biases are added after a norm, the factors lie before it.
+    const float* added = kind == 0 ? out.flow_preactivation : left.d_hidden_part;
 
     auto* right_panels = reinterpret_cast<float*>(scratch + item * scratch_bytes);
     float* left_packed = right_panels + columns_floats();
@@ -75,15 +85,17 @@ struct Products {
       const int64_t depth = smaller(kChunk, tokens - from);
       if (patience.over(depth * rows * columns)) return;
       for (int64_t k = 0; k < depth; ++k)
-        row_at[k] = left + batch.gate(token_time[from + k], token_row[from + k], d) + first;
+        row_at[k] = factor + batch.place(token_time[from + k], token_row[from + k], d) * all_rows + first;
       if constexpr (kBfloat16)
         pair_left(left_packed, stride, row_at, depth, rows);
       else
         pack_left(left_packed, stride, row_at, depth, rows);
-      if (kind == 0 || z.cell == Cell::gru) {
+      if (kind == 0 || (kind == 1 && z.cell == Cell::gru)) {
         std::memset(bias_chunk, 0, static_cast<size_t>(rows) * sizeof(float));
-        for (int64_t k = 0; k < depth; ++k)
-          for (int64_t j = 0; j < rows; ++j) bias_chunk[j] += row_at[k][j];
+        for (int64_t k = 0; k < depth; ++k) {
+          const float* row = added + (row_at[k] - factor);
+          for (int64_t j = 0; j < rows; ++j) bias_chunk[j] += row[j];
+        }
         for (int64_t j = 0; j < rows; ++j) bias[j] += bias_chunk[j];
       }
       if constexpr (kBfloat16)
@@ -108,7 +120,7 @@ struct Products {
     }
     if (kind == 0)
       std::memcpy(out.d_bias[d] + first, bias, static_cast<size_t>(rows) * sizeof(float));
-    else if (z.cell == Cell::gru)
+    else if (kind == 1 && z.cell == Cell::gru)
       for (int64_t j = larger(0, 2 * z.hidden - first); j < rows; ++j)
         out.d_candidate_bias[d][first + j - 2 * z.hidden] = bias[j];
   }
@@ -163,8 +175,8 @@ struct Products {
       return;
     }
     const int64_t s = d == 0 ? t : batch.length(b) - 1 - t;
-    row = batch.entering(d, b, s, in.hidden, run.hidden, run.reset_hidden, packed.zeros);
-    if (run.recurrent_mask != nullptr) mask = run.recurrent_mask + batch.stated(d, b);
+    row = batch.entering_hidden(d, b, s, in.hidden, packed.zeros);
+    if (run.recurrent_mask != nullptr) mask = run.recurrent_mask + batch.stated(d, b) * batch.z.output;
   }
 
   // What the weights multiplied: x, or h as it entered the step.
@@ -174,15 +186,46 @@ struct Products {
     pack_columns(to, depth, kChunk, columns, [&](int64_t k) {
       const int64_t t = token_time[from + k], b = token_row[from + k];
       if (kind == 0) return run.x + (t * run.batch + b) * columns;
+      if (kind == 2) return static_cast<const float*>(left.shown + batch.unit(t, b, d));
       const int64_t s = d == 0 ? t : batch.length(b) - 1 - t;
-      return batch.entering(d, b, s, in.hidden, run.hidden, run.reset_hidden, packed.zeros);
+      return batch.entering_hidden(d, b, s, in.hidden, packed.zeros);
     });
-    if (kind == 0 || run.recurrent_mask == nullptr) return;
+    if (kind != 1 || run.recurrent_mask == nullptr) return;
     constexpr int64_t wide = kColumns * W;
     for (int64_t k = 0; k < depth; ++k) {
-      const float* mask = run.recurrent_mask + batch.stated(d, token_row[from + k]);
+      const float* mask = run.recurrent_mask + batch.stated(d, token_row[from + k]) * batch.z.output;
       for (int64_t j = 0; j < columns; ++j)
         to[(j / wide * kChunk + k) * wide + j % wide] *= mask[j];
+    }
+  }
+
+  // What the sweep gathered a row, summed over the rows, and the gradients of a norm's bias, which are a bias's.
+  void join_gathered() const {
+    const Sizes& z = batch.z;
+    const Gathered at(packed);
+    const int64_t H = z.hidden, rows = z.gates * H;
+    const auto join = [&](float* to, int64_t d, int64_t from, int64_t count) {
+      std::memset(to, 0, static_cast<size_t>(count) * sizeof(float));
+      for (int64_t b = 0; b < batch.run.batch; ++b) {
+        const float* one = left.gathered + (b * z.directions + d) * at.floats + from;
+        for (int64_t j = 0; j < count; ++j) to[j] += one[j];
+      }
+    };
+    for (int64_t d = 0; d < z.directions; ++d) {
+      const auto& w = packed.beyond[d];
+      if (w.peephole != nullptr) join(out.d_peephole[d], d, at.peephole, 3 * H);
+      if (w.norm_cell != nullptr) join(out.d_norm_cell[d], d, at.norm_cell, 2 * H);
+      const auto bias = static_cast<size_t>(rows) * sizeof(float);
+      if (w.gain_input != nullptr) {
+        join(out.d_norm_input[d], d, at.gain_input, rows);
+        std::memcpy(out.d_norm_input[d] + rows, out.d_bias[d], bias);
+      }
+      if (w.gain_recurrent == nullptr) continue;
+      join(out.d_norm_recurrent[d], d, at.gain_recurrent, rows);
+      std::memcpy(out.d_norm_recurrent[d] + rows, out.d_bias[d], bias);
+      if (z.cell == Cell::gru)
+        std::memcpy(out.d_norm_recurrent[d] + rows + 2 * H, out.d_candidate_bias[d],
+                    static_cast<size_t>(H) * sizeof(float));
     }
   }
 
@@ -208,7 +251,7 @@ struct Products {
         std::memset(out.d_x + token * I, 0, static_cast<size_t>(I) * sizeof(float));
         continue;
       }
-      rows[live] = out.flow_preactivation + batch.gate(t, b, 0);
+      rows[live] = left.d_input_z + batch.gate(t, b, 0);
       if constexpr (kBfloat16) {
         round_gates(own + live * depth, rows[live], gates, z.hidden);
         rows[live] = own + live * depth;

@@ -36,6 +36,8 @@ BACKWARD = "native/backward.h"
 BATCH = "native/batch.h"
 ENGINE = "native/engine.cpp"
 FORWARD = "native/forward.h"
+OPTIONS = "native/options.h"
+PANELS = "native/panels.h"
 PRECISION = "native/precision.h"
 PRODUCTS = "native/products.h"
 TILE = "native/tile.h"
@@ -157,8 +159,8 @@ MUTANTS = (
     Mutant(
         "only the last cut of a sequence has a gradient",
         BACKWARD,
-        "d_reset[batch.stated(d, b) + j] += running[j];",
-        "d_reset[batch.stated(d, b) + j] = running[j];",
+        "d_reset[batch.stated(d, b) * width + j] += running[j];",
+        "d_reset[batch.stated(d, b) * width + j] = running[j];",
     ),
     Mutant(
         "the GRU's gradient of the recurrent candidate forgets the reset gate",
@@ -167,16 +169,66 @@ MUTANTS = (
         "store(dz_recurrent + 2 * H + j, dz_n, lanes);",
     ),
     Mutant(
+        "an option: the output gate's peephole looks at the cell state before",
+        OPTIONS,
+        "z_o = fma(load(w.peephole + 2 * padded + u), made, z_o);",
+        "z_o = fma(load(w.peephole + 2 * padded + u), c_prev, z_o);",
+    ),
+    Mutant(
+        "an option: the cell shows what zoneout keeps of it",
+        OPTIONS,
+        "show(beyond, row.h_prev, row.h, u, lanes, o * tanh(made));",
+        "show(beyond, row.h_prev, row.h, u, lanes, o * tanh(c));",
+    ),
+    Mutant(
+        "an option: a norm's variance counts what lies past the units",
+        OPTIONS,
+        "const Vec centred = first_lanes(a - mean, lanes);",
+        "const Vec centred = a - mean;",
+    ),
+    Mutant(
+        "an option: the bias of the input's norm is forgotten",
+        PANELS,
+        "packed.bias[d][j] += bias[j];",
+        "packed.bias[d][j] += 0 * bias[j];",
+    ),
+    Mutant(
+        "an option: a gradient passes the bound of the cell state",
+        BACKWARD,
+        "dc = magnitude_of(made) < batch.z.cell_clip ? dc : Vec{};",
+        "dc = magnitude_of(made) < HUGE_VALF ? dc : Vec{};",
+    ),
+    Mutant(
+        "an option: what zoneout keeps has no gradient",
+        BACKWARD,
+        "store(dh_row + j, share != nullptr ? kept * dh : Vec{}, lanes);",
+        "store(dh_row + j, Vec{}, lanes);",
+    ),
+    Mutant(
+        "an option: the projection's gradient sees the gradient before zoneout's share is taken",
+        BACKWARD,
+        "store(d_made + j, share != nullptr ? (1.0f - kept) * dh : dh, lanes);",
+        "store(d_made + j, dh, lanes);",
+    ),
+    Mutant(
+        "an option: what is set is seen only where a trace is kept",
+        OPTIONS,
+        "computed = patched(beyond.patch_gates, L::row(p, n, H), lanes, computed);\n    if (row.gates",
+        "const Vec seen = computed;\n"
+        "    computed = patched(beyond.patch_gates, L::row(p, n, H), lanes, computed);\n"
+        "    if (row.gates == nullptr) return seen;\n    if (row.gates",
+    ),
+    Mutant(
         "the weights' gradients see the hidden state without its mask",
         PRODUCTS,
-        "if (kind == 0 || run.recurrent_mask == nullptr) return;",
+        "if (kind != 1 || run.recurrent_mask == nullptr) return;",
         "return;",
     ),
     Mutant(
         "an empty sequence returns zeros, not the state given",
         FORWARD,
-        ": initial != nullptr ? initial + batch.stated(d, b)",
-        ": false ? initial + batch.stated(d, b)",
+        ": initial != nullptr ? initial + at",
+        ": false ? initial + at",
     ),
     Mutant(
         "without a trace the cell state crosses a reset",

@@ -30,9 +30,18 @@ class Case(NamedTuple):
     resets: bool = False
     reset_state: bool = False
     mask: bool = False
+    options: tuple[
+        str, ...
+    ] = ()  # what the layer has beyond the plain cell: fields of Weights, clips, zoneout
+
+    @property
+    def output(self) -> int:
+        """How wide a hidden state is."""
+        return (self.hidden + 1) // 2 if "projection" in self.options else self.hidden
 
     def __str__(self) -> str:
         options = [name for name in ("lengths", "resets", "reset_state", "mask") if getattr(self, name)]
+        options += self.options
         sizes = f"D{self.directions}-H{self.hidden}-I{self.input}-T{self.time}-B{self.batch}"
         return "-".join([self.cell.value, sizes, *options])
 
@@ -49,7 +58,14 @@ class Data(NamedTuple):
     recurrent_mask: Floats | None  # (D, B, H)
     d_hidden: Floats | None  # (T, B, D, H)
     d_state: State | None  # (D, B, H)
+    zoneout: State | None = None  # (T, B, D, H)
+    clips: Mapping[str, float] | None = None
 
+
+CLIPS = {
+    "cell_clip": 0.45,
+    "preactivation_clip": 0.8,
+}  # inside the values, so that some are cut and some are not
 
 # Sizes beside one and beside multiples of every vector width; each H with an I of another remainder.
 INPUT_OF = {1: 5, 9: 1, 17: 33, 65: 7, 100: 17, 130: 70}
@@ -62,7 +78,7 @@ _OPTIONS: tuple[dict[str, bool], ...] = (
 )
 
 SHORT = tuple(
-    Case(cell, directions, hidden, input, **options)
+    Case(cell, directions, hidden, input)._replace(**options)
     for cell in Cell
     for directions in (1, 2)
     for hidden, input in INPUT_OF.items()
@@ -98,7 +114,7 @@ def draw(case: Case, seed: int = 0) -> Data:
     state and what arrives are of the size of a hidden state and larger.
     """
     T, B, I, H, D = case.time, case.batch, case.input, case.hidden, case.directions
-    G = len(case.cell.gates)
+    G, P = len(case.cell.gates), case.output
     rng = np.random.default_rng([seed, G, T, B, I, H, D])
     scale = H**-0.5
 
@@ -108,14 +124,28 @@ def draw(case: Case, seed: int = 0) -> Data:
         return (signs * rng.uniform(0.05, 1.0, shape) * by).astype(np.float32)
 
     def state(by: float) -> State:
-        return State(floats(D, B, H, by=by), floats(D, B, H, by=2 * by) if case.cell.has_cell_state else None)
+        return State(floats(D, B, P, by=by), floats(D, B, H, by=2 * by) if case.cell.has_cell_state else None)
+
+    def norm(size: int) -> Floats:
+        return np.stack([floats(size, by=0.5) + np.float32(1), floats(size, by=0.5)])
+
+    def extra() -> dict[str, Floats]:
+        makers: dict[str, Callable[[], Floats]] = {
+            "peephole": lambda: floats(3, H, by=0.5),
+            "projection": lambda: floats(P, H, by=2 * scale),
+            "norm_input": lambda: norm(G * H),
+            "norm_recurrent": lambda: norm(G * H),
+            "norm_cell": lambda: norm(H),
+        }
+        return {name: make() for name, make in makers.items() if name in case.options}
 
     weights = tuple(
         Weights(
             floats(G * H, I, by=1.5 * I**-0.5),
-            floats(G * H, H, by=1.5 * scale),
+            floats(G * H, P, by=1.5 * scale),
             floats(G * H, by=0.5),
             floats(H, by=0.5) if case.cell is Cell.GRU else None,
+            **extra(),
         )
         for _ in range(D)
     )
@@ -133,7 +163,13 @@ def draw(case: Case, seed: int = 0) -> Data:
         resets[1:2, ::4] = True  # two cuts side by side
     mask = None
     if case.mask:
-        mask = np.where(rng.random((D, B, H)) < 0.75, np.float32(1 / 0.75), np.float32(0))
+        mask = np.where(rng.random((D, B, P)) < 0.75, np.float32(1 / 0.75), np.float32(0))
+    zoneout = None
+    if "zoneout" in case.options:  # shares of every kind: none, all, and between
+        shares = [
+            np.clip(rng.uniform(-0.5, 1.5, (T, B, D, size)), 0, 1).astype(np.float32) for size in (P, H)
+        ]
+        zoneout = State(shares[0], shares[1] if case.cell.has_cell_state else None)
     return Data(
         weights=weights,
         x=floats(T, B, I),
@@ -142,8 +178,10 @@ def draw(case: Case, seed: int = 0) -> Data:
         resets=resets,
         reset_state=state(0.7) if case.reset_state else None,
         recurrent_mask=mask,
-        d_hidden=floats(T, B, D, H),
+        d_hidden=floats(T, B, D, P),
         d_state=state(1.0),
+        zoneout=zoneout,
+        clips={name: bound for name, bound in CLIPS.items() if name in case.options} or None,
     )
 
 
@@ -195,7 +233,14 @@ def alone(data: Data, b: int, first: int = 0, last: int | None = None) -> Data:
         recurrent_mask=None if data.recurrent_mask is None else data.recurrent_mask[:, row],
         d_hidden=None if data.d_hidden is None else data.d_hidden[steps, row],
         d_state=stated(data.d_state),
+        zoneout=None if data.zoneout is None else timed_state(data.zoneout, steps, row),
+        clips=data.clips,
     )
+
+
+def timed_state(state: State, steps: slice, rows: slice) -> State:
+    """Some steps and rows of shares (T, B, D, H)."""
+    return State(*(None if part is None else part[steps, rows] for part in state))
 
 
 def of_sequence(

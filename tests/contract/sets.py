@@ -114,12 +114,12 @@ def options(data: Data) -> dict[str, Any]:
         "resets": data.resets,
         "reset_state": data.reset_state,
         "recurrent_mask": data.recurrent_mask,
-    }
+    } | ({} if data.zoneout is None else {"zoneout": data.zoneout})
 
 
 def prepare(kernels: KernelSet, cell: Cell, data: Data) -> Any:
     """A layer of the case's weights."""
-    return kernels.kernels.prepare(cell, _every(data.weights, kernels.give))
+    return kernels.kernels.prepare(cell, _every(data.weights, kernels.give), **(data.clips or {}))
 
 
 def infer(kernels: KernelSet, cell: Cell, data: Data, prepared: Any = None) -> dict[str, Floats]:

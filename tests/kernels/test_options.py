@@ -9,7 +9,7 @@ import torch
 from contract.cases import Case, Data, Floats, distance, draw, named, with_dtype
 from unspool.errors import InputError, KernelsError
 from unspool.kernels import reference
-from unspool.kernels.contract import Cell, Gate, State, Trace, Weights
+from unspool.kernels.contract import Cell, State, Trace
 
 NUDGE = 1e-6  # small, so that no value crosses its clip
 CLOSE = 5e-6  # of the norm of each gradient: normalising three numbers curves the loss strongly
@@ -297,12 +297,11 @@ def test_zoneout_and_patches_that_do_not_fit_are_refused() -> None:
             reference.infer(made.prepared, made.data.x, **options)
 
 
-def test_native_refuses_what_it_does_not_run_by_name() -> None:
+@pytest.mark.parametrize("chosen", [("peephole", "projection"), ("cell_clip",), ("norm_input",)])
+def test_a_stream_refuses_what_it_does_not_run_by_name(chosen: tuple[str, ...]) -> None:
     native = pytest.importorskip("unspool.kernels.native")
-    lstm = Made(Cell.LSTM, 1, ("peephole", "projection"), "float32")
-    try:
-        native.prepare(Cell.LSTM, lstm.data.weights)
-    except KernelsError as error:
-        assert "peephole" in str(error) or "projection" in str(error)  # noqa: PT017
-    assert Gate.INPUT is not None
-    assert Weights._fields[0] == "input"
+    made = Made(Cell.LSTM, 1, chosen, "float32")
+    prepared = native.prepare(Cell.LSTM, made.data.weights, **made.clips)
+    room = np.zeros((1, 1, 3), np.float32)
+    with pytest.raises(KernelsError, match=f"a layer with {', '.join(chosen)}"):
+        native.stream([prepared], 1, room, room.copy())

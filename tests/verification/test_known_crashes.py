@@ -175,7 +175,7 @@ def test_an_output_of_another_size_is_refused_though_nobody_asked_for_it(
         trace, _ = native.forward(prepared, data.x, data.state)
         with pytest.raises(InputError, match="d_state"):
             native.backward(prepared, data.x, trace, data.state, d_state=d_state)
-    given = [data.x, None, None, None, None, None, None, None]
+    given = [data.x, None, None, None, None, None, None, None, None]
     final = [np.zeros((2, CASE.batch, CASE.hidden), np.float32) for _ in range(2)]
     with pytest.raises(ValueError, match="out hidden"):
         prepared.layer.forward(*given, np.zeros(3, np.float32), None, None, None, *final, 1)

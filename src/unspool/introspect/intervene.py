@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from unspool.errors import InputError, KernelsError
+from unspool.errors import InputError
 from unspool.introspect import stack as stacks
 from unspool.introspect import whole
 from unspool.introspect.capture import capture, tapped
 from unspool.introspect.stack import Numbers, Pass, Stack
-from unspool.kernels.contract import Cell, Gate, Trace, Weights
+from unspool.kernels.contract import Gate, Trace
 
 _STATES = ("hidden", "cell")
 
@@ -54,7 +54,7 @@ def patch(
     if whole.is_whole(layer):
         named = tapped(layer)
         name = whole.module_named(named, module)
-        stack = _patching(named[name])
+        stack = stacks.of(named[name])
         runs: list[Pass] = []
 
         def instead(own: Any, args: Any, returned: Any) -> Any:
@@ -75,7 +75,7 @@ def patch(
         return runs[-1]._replace(output=output)
     if module is not None:
         raise InputError(f"a layer has no modules.\n  Received: module={module!r:.60}.\n  Fix: leave it out.")
-    stack = _patching(layer)
+    stack = stacks.of(layer)
     array, _, lengths = stacks.entered(stack, layer, x, lengths)
     made = _patches(stack, array, what, value, steps, units, level, direction)
     with np.errstate(all="ignore"):  # what is set may be infinite
@@ -125,24 +125,6 @@ def _patches(
 def ablate(layer: Any, x: Any, what: Gate | str, **where: Any) -> Pass:
     """Run a layer or a model with a gate or state set to 0; `where` as for `patch`."""
     return patch(layer, x, what, 0.0, **where)
-
-
-def _patching(layer: Any) -> Stack:
-    """A layer's stack on kernels that run patches: its own, where they do, else the reference."""
-    stack = stacks.of(layer)
-    return stack if _runs_patches(stack.kernels) else stacks.of(layer, "reference")
-
-
-def _runs_patches(kernels: Any) -> bool:
-    """Whether a kernel set runs patches: it is asked to, for a layer of one unit."""
-    one = np.ones((1, 1), np.float32)
-    prepared = kernels.prepare(Cell.RNN_TANH, [Weights(one, one, one[0])])
-    value = one.reshape(1, 1, 1, 1) / 2
-    try:
-        trace, _ = kernels.forward(prepared, one[None], patch=Trace(None, value))
-    except KernelsError:
-        return False
-    return bool(trace.hidden[0, 0, 0, 0] == value)
 
 
 def _returned(layer: Any, returned: Any, ran: Pass) -> Any:

@@ -22,6 +22,10 @@ class Layer:
         hidden: int,
         weights: Sequence[Floats],
         threads: int,
+        output: int,
+        options: Sequence[Floats | None],
+        cell_clip: float,
+        preactivation_clip: float,
     ) -> None: ...
     def forward(
         self,
@@ -33,6 +37,7 @@ class Layer:
         reset_hidden: Floats | None,
         reset_cell: Floats | None,
         recurrent_mask: Floats | None,
+        options: Sequence[Floats | None] | None,
         out_hidden: Floats,
         gates: Floats | None,
         out_cell: Floats | None,
@@ -51,6 +56,7 @@ class Layer:
         reset_hidden: Floats | None,
         reset_cell: Floats | None,
         recurrent_mask: Floats | None,
+        options: Sequence[Floats | None] | None,
         trace_hidden: Floats,
         trace_gates: Floats,
         trace_cell: Floats | None,

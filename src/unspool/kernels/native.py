@@ -35,6 +35,8 @@ Floats = npt.NDArray[np.float32]
 
 _SMALL = 16_384  # floats; below it NumPy keeps and finds memory as well
 
+_PLAIN_PARTS = Weights._fields.index("peephole")  # in front of what a plain cell does not have
+
 _CELLS = {Cell.RNN_TANH: 0, Cell.RNN_RELU: 1, Cell.LSTM: 2, Cell.GRU: 3}
 
 
@@ -205,11 +207,7 @@ def prepare(
     preactivation_clip: float | None = None,
     precision: str = "float32",
 ) -> Prepared:
-    """Pack the weights into the engine's layout; they are copied, not kept.
-
-    Raises:
-        KernelsError: an option that the engine does not run.
-    """
+    """Pack the weights into the engine's layout; they are copied, not kept."""
     sizes = checks.check_weights(
         cell,
         weights,
@@ -218,14 +216,35 @@ def prepare(
         preactivation_clip=preactivation_clip,
         precision=precision,
     )
-    _refuse(*sizes.options)
-    arrays = [_floats(part) for w in weights for part in w if part is not None]
-    layer = _core.Layer(_isa, precision, _CELLS[cell], sizes.input_size, sizes.hidden_size, arrays, _threads)
+    plain = [_floats(part) for w in weights for part in w[:_PLAIN_PARTS] if part is not None]
+    layer = _core.Layer(
+        _isa,
+        precision,
+        _CELLS[cell],
+        sizes.input_size,
+        sizes.hidden_size,
+        plain,
+        _threads,
+        sizes.output_size,
+        [_floats_or_none(part) for w in weights for part in w[_PLAIN_PARTS:]] if sizes.options else [],
+        math.inf if cell_clip is None else cell_clip,
+        math.inf if preactivation_clip is None else preactivation_clip,
+    )
     return Prepared(sizes, layer)
 
 
 def stream(layers: Sequence[Prepared], rows: int, hidden: Floats, cell: Floats) -> Any:
-    """Make the engine's side of a `stream.Stream`, which works on the state arrays it is given."""
+    """Make the engine's side of a `stream.Stream`, which works on the state arrays it is given.
+
+    Raises:
+        KernelsError: a layer has more than the plain cell.
+    """
+    options = {name: None for prepared in layers for name in prepared.sizes.options}
+    if options:
+        raise KernelsError(
+            f"A stream runs plain cells alone.\n  Received: a layer with {', '.join(options)}.\n"
+            f"  Fix: run the layer itself on pieces of the sequence, handing the state on."
+        )
     return _core.Stream([prepared.layer for prepared in layers], rows, hidden, cell)
 
 
@@ -242,8 +261,9 @@ def infer(
     patch: Trace | None = None,
 ) -> tuple[Floats, State]:
     """Run the layer and keep no trace; see `contract.Kernels`."""
-    _refuse_unless_none(zoneout=zoneout, patch=patch)
-    trace, final = _forward(False, prepared, x, state, lengths, resets, reset_state, recurrent_mask)
+    trace, final = _forward(
+        False, prepared, x, state, lengths, resets, reset_state, recurrent_mask, zoneout, patch
+    )
     return trace.hidden, final
 
 
@@ -260,8 +280,7 @@ def forward(
     patch: Trace | None = None,
 ) -> tuple[Trace, State]:
     """Run the layer and keep the trace; see `contract.Kernels`."""
-    _refuse_unless_none(zoneout=zoneout, patch=patch)
-    return _forward(True, prepared, x, state, lengths, resets, reset_state, recurrent_mask)
+    return _forward(True, prepared, x, state, lengths, resets, reset_state, recurrent_mask, zoneout, patch)
 
 
 def _forward(
@@ -273,20 +292,24 @@ def _forward(
     resets: Array | None,
     reset_state: State | None,
     recurrent_mask: Array | None,
+    zoneout: State | None,
+    patch: Trace | None,
 ) -> tuple[Trace, State]:
     sizes = prepared.sizes
-    time, batch = checks.check_run(sizes, x, state, lengths, resets, reset_state, recurrent_mask)
+    time, batch = checks.check_run(
+        sizes, x, state, lengths, resets, reset_state, recurrent_mask, zoneout, patch
+    )
     steps = (time, batch, sizes.directions, sizes.hidden_size)
     stated = (sizes.directions, batch, sizes.hidden_size)
     lstm = sizes.cell is Cell.LSTM
-    hidden = empty(*steps)
+    hidden = empty(*steps[:3], sizes.output_size)
     gates = empty(*steps[:3], sizes.gates, sizes.hidden_size) if keep else None
     cell = empty(*steps) if keep and lstm else None
     recurrent_candidate = empty(*steps) if keep and sizes.cell is Cell.GRU else None
-    final_hidden = empty(*stated)
+    final_hidden = empty(*stated[:2], sizes.output_size)
     final_cell = empty(*stated) if lstm else None
     prepared.layer.forward(
-        *_given(x, state, lengths, resets, reset_state, recurrent_mask),
+        *_given(x, state, lengths, resets, reset_state, recurrent_mask, zoneout, patch),
         hidden,
         gates,
         cell,
@@ -313,32 +336,24 @@ def backward(
     zoneout: State | None = None,
 ) -> tuple[Gradients, Flow]:
     """Run backpropagation through time over a kept trace; see `contract.Kernels`."""
-    _refuse_unless_none(zoneout=zoneout)
     sizes = prepared.sizes
-    time, batch = checks.check_run(sizes, x, state, lengths, resets, reset_state, recurrent_mask)
+    time, batch = checks.check_run(sizes, x, state, lengths, resets, reset_state, recurrent_mask, zoneout)
     checks.check_backward(sizes, time, batch, trace, d_hidden, d_state)
-    rows, lstm = sizes.gates * sizes.hidden_size, sizes.cell is Cell.LSTM
+    lstm = sizes.cell is Cell.LSTM
     steps = (time, batch, sizes.directions, sizes.hidden_size)
     stated = (sizes.directions, batch, sizes.hidden_size)
+    outputs = (sizes.directions, batch, sizes.output_size)
     d_x = empty(time, batch, sizes.input_size)
-    d_weights = [
-        Weights(
-            empty(rows, sizes.input_size),
-            empty(rows, sizes.hidden_size),
-            empty(rows),
-            empty(sizes.hidden_size) if sizes.cell is Cell.GRU else None,
-        )
-        for _ in range(sizes.directions)
-    ]
-    d_initial = State(empty(*stated), empty(*stated) if lstm else None)
-    d_reset = State(empty(*stated), empty(*stated) if lstm else None)
+    d_weights = [_empty_weights(sizes) for _ in range(sizes.directions)]
+    d_initial = State(empty(*outputs), empty(*stated) if lstm else None)
+    d_reset = State(empty(*outputs), empty(*stated) if lstm else None)
     flow = Flow(
-        empty(*steps),
+        empty(*steps[:3], sizes.output_size),
         empty(*steps[:3], sizes.gates, sizes.hidden_size),
         empty(*steps) if lstm else None,
     )
     prepared.layer.backward(
-        *_given(x, state, lengths, resets, reset_state, recurrent_mask),
+        *_given(x, state, lengths, resets, reset_state, recurrent_mask, zoneout, None),
         _floats(trace.hidden),
         _floats(trace.gates),
         _floats(trace.cell) if lstm else None,
@@ -355,17 +370,21 @@ def backward(
     return gradients, flow
 
 
-def _refuse(*options: str) -> None:
-    if options:
-        raise KernelsError(
-            f"the native kernels do not run {' and '.join(options)}.\n"
-            f"  Received: a layer with {', '.join(options)}.\n"
-            f'  Fix: kernels="reference", which runs every option, slowly.'
-        )
-
-
-def _refuse_unless_none(**given: Any) -> None:
-    _refuse(*(name for name, value in given.items() if value is not None))
+def _empty_weights(sizes: checks.Sizes) -> Weights:
+    """Room for the gradients of one direction's weights."""
+    hidden, rows = sizes.hidden_size, sizes.gates * sizes.hidden_size
+    has = sizes.options
+    return Weights(
+        empty(rows, sizes.input_size),
+        empty(rows, sizes.output_size),
+        empty(rows),
+        empty(hidden) if sizes.cell is Cell.GRU else None,
+        empty(3, hidden) if "peephole" in has else None,
+        empty(sizes.output_size, hidden) if "projection" in has else None,
+        empty(2, rows) if "norm_input" in has else None,
+        empty(2, rows) if "norm_recurrent" in has else None,
+        empty(2, hidden) if "norm_cell" in has else None,
+    )
 
 
 def _given(
@@ -375,6 +394,8 @@ def _given(
     resets: Array | None,
     reset_state: State | None,
     recurrent_mask: Array | None,
+    zoneout: State | None,
+    patch: Trace | None,
 ) -> tuple[Any, ...]:
     """What every call hands over, in the engine's order."""
     return (
@@ -385,7 +406,15 @@ def _given(
         None if resets is None else np.ascontiguousarray(resets, dtype=np.uint8),
         *_parts(reset_state),
         None if recurrent_mask is None else _floats(recurrent_mask),
+        None if zoneout is None and patch is None else _options(zoneout, patch),
     )
+
+
+def _options(zoneout: State | None, patch: Trace | None) -> list[Floats | None]:
+    """What a run has beyond the plain one, in the engine's order."""
+    shares, values = zoneout or State(None), patch or Trace(None, None)
+    parts = (*shares, values.gates, values.hidden, values.cell)
+    return [_floats_or_none(part) for part in parts]
 
 
 def _parts(state: State | None) -> tuple[Floats | None, Floats | None]:
@@ -401,3 +430,7 @@ def _floats(array: Array) -> Floats:
             f"  Fix: pass tensor.detach().numpy(), or call through unspool.nn."
         )
     return np.ascontiguousarray(array)
+
+
+def _floats_or_none(array: Array) -> Floats | None:
+    return None if array is None else _floats(array)
