@@ -6,6 +6,7 @@
 #   make mutants     plant bugs in the kernels; each must fail the contract suite
 #   make published   train the sentiment recipe on the benchmarks, five seeds each (an hour and more)
 #   make lab         run the laboratory by its protocols (half an hour)
+#   make page        build the local page; needs node 20.19 or newer
 #   make docs        run the guide's commands again and put in what they say (minutes)
 #   make bench       time the engine against torch, interleaved
 #   make soak        the verification tests, the long versions
@@ -22,7 +23,7 @@ LIVE ?= .venv-live
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILT := native/*.cpp native/*.h CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty exchange-test clean lab docs
+.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty exchange-test clean lab docs page
 
 demo: $(VENV)/demo-installed
 	$(BIN)/unspool train sentiment --output runs/demo --force
@@ -55,6 +56,17 @@ lab: $(VENV)/dev-installed
 
 docs: $(VENV)/dev-installed
 	$(BIN)/python docs/refresh.py
+
+page: src/unspool/page/static/index.html
+
+src/unspool/page/static/index.html: page/node_modules/installed page/index.html page/vite.config.js $(shell find page/src page/public -type f)
+	cd page && npm run --silent build
+
+page/node_modules/installed: page/package.json page/package-lock.json
+	@command -v npm >/dev/null || { echo "The page is built with node and npm, which are not here."; \
+	  echo "  Fix: install node 20.19 or newer (nodejs.org, or your system's packages) and run make page again."; exit 1; }
+	cd page && npm ci --silent
+	touch $@
 
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/kernels.py
@@ -107,4 +119,4 @@ $(VENV)/dev-installed: $(VENV)/build-tools $(wildcard $(BUILT))
 	touch $@ $(VENV)/demo-installed
 
 clean:
-	rm -rf $(VENV) $(GUESTS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(GUESTS) page/node_modules src/unspool/page/static build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
