@@ -6,7 +6,7 @@ mark-up of theirs a page.
 
 from html import escape
 
-from unspool.page.sentence import cells_of, clean
+from unspool.page.lettering import cleaned, columns_of
 from unspool.translator import Translation
 
 _SHADES = " ░▒▓█"
@@ -15,17 +15,17 @@ _LEAST = 0.05  # smaller shares leave a cell of the terminal empty
 
 def terminal(found: Translation) -> str:
     """Draw the matrix in signs: a row for each target unit, a column for each source unit."""
-    source = [clean(_plain(unit)) for unit in found.source]
-    target = [clean(_plain(unit)) for unit in found.target]
-    edge = max(map(cells_of, target))
-    # Source units stand from the top down, a character a line, over cells_of of two cells.
+    source = [cleaned(_plain(unit)) for unit in found.source]
+    target = [cleaned(_plain(unit)) for unit in found.target]
+    edge = max(map(columns_of, target))
+    # Source units stand from the top down, a character a line, over columns of two cells.
     tall = max(map(len, source))
     lines = [
         " " * (edge + 2) + "".join(f"{unit.rjust(tall)[k]} " for unit in source).rstrip() for k in range(tall)
     ]
     for unit, row in zip(target, found.attention, strict=True):
         shades = "".join(_SHADES[0 if s < _LEAST else min(int(s * 4) + 1, 4)] * 2 for s in row)
-        lines.append(f"{' ' * (edge - cells_of(unit))}{unit}  {shades.rstrip()}")
+        lines.append(f"{' ' * (edge - columns_of(unit))}{unit}  {shades.rstrip()}")
     return "\n".join(
         [
             *lines,
@@ -39,9 +39,9 @@ def terminal(found: Translation) -> str:
 
 def html(found: Translation) -> str:
     """Draw one self-contained page; it asks nothing of any network and runs no script."""
-    head = "".join(f"<th><span><bdi>{escape(clean(_plain(unit)))}</bdi></span></th>" for unit in found.source)
+    head = "".join(f"<th><span><bdi>{escape(cleaned(_plain(unit)))}</bdi></span></th>" for unit in found.source)
     rows = "\n".join(
-        f"<tr><th><bdi>{escape(clean(_plain(unit)))}</bdi></th>"
+        f"<tr><th><bdi>{escape(cleaned(_plain(unit)))}</bdi></th>"
         + "".join(f'<td style="--share:{share:.3f}" title="{share:.1%}"></td>' for share in row)
         + "</tr>"
         for unit, row in zip(found.target, found.attention, strict=True)
@@ -64,7 +64,7 @@ td {{ width: 1.6rem; height: 1.6rem; border: 1px solid #8884;
 </style>
 </head>
 <body>
-<h1><bdi>{escape(clean(found.text))}</bdi></h1>
+<h1><bdi>{escape(cleaned(found.text))}</bdi></h1>
 <p>score {found.score:.4f}, log-probability {found.log_probability:.4f}. Each row shows where
 the step of a target unit looked; the darker, the more.</p>
 <table>
