@@ -12,6 +12,8 @@ through the kernels' own backward pass.
     statistics.py     saturation of gates, span of memory
     faults.py         where a run first went wrong
     intervene.py      runs with gates or states set
+    step.py           one step taken apart
+    search.py         where else a unit holds
     stack.py          the layers of whatever is looked at, in one form
     whole.py          a whole torch model, run so that its layers can be looked at
     tables.py         results as text, HTML and pandas tables
@@ -32,6 +34,7 @@ from unspool.introspect.inputs import InputContributions
 from unspool.introspect.intervene import ablate, patch
 from unspool.introspect.monitor import Monitor, measure
 from unspool.introspect.recording import Recording, record
+from unspool.introspect.search import Stretch, stretches
 from unspool.introspect.statistics import (
     MemorySpan,
     MemorySpans,
@@ -40,6 +43,7 @@ from unspool.introspect.statistics import (
     memory_span,
     saturation,
 )
+from unspool.introspect.step import Step, one_step
 
 __all__ = [
     "Capture",
@@ -56,6 +60,8 @@ __all__ = [
     "RightContext",
     "Saturation",
     "Saturations",
+    "Step",
+    "Stretch",
     "Terms",
     "ablate",
     "capture",
@@ -67,8 +73,10 @@ __all__ = [
     "locate_captured",
     "measure",
     "memory_span",
+    "one_step",
     "patch",
     "record",
     "right_context",
     "saturation",
+    "stretches",
 ]

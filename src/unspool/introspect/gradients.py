@@ -61,6 +61,15 @@ class Terms(Shown):
         """Their sum: the gradient of the weight."""
         return sum(_product(left, right) for left, right in self._parts)  # type: ignore[return-value]
 
+    def growing(self) -> Numbers:
+        """(K,) the size of the sum of the terms from step k on: how it grows with the past."""
+        sums = np.zeros(len(self.norms))
+        total = np.zeros_like(self.term(0))
+        for k in reversed(range(len(self.norms))):
+            total = total + self.term(k)
+            sums[k] = np.linalg.norm(total)
+        return sums
+
     def title(self) -> str:
         there = np.flatnonzero(self.norms)
         first = int(there[0]) if len(there) else 0

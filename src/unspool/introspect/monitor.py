@@ -4,7 +4,7 @@ T time steps   B batch   H hidden size   D directions   G gates
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class Monitor:
         with capture(self._model) as taken:
             yield
         self.numbers = measure(taken)
-        for kind, text in _findings(self.numbers):
+        for kind, text in findings(self.numbers):
             if kind not in self._warned:
                 self._warned.add(kind)
                 self.warnings.append(text)
@@ -143,7 +143,7 @@ def _gates(reading: Reading, k: int, d: int) -> dict[str, float]:
     return found
 
 
-def _findings(found: dict[str, float]) -> Iterator[tuple[str, str]]:
+def findings(found: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """What is to be said of the numbers, in words, with the remedy; and the kind of each, said once."""
     for key, value in found.items():
         place, _, what = key.partition("/")

@@ -49,7 +49,7 @@ _HIDDEN = {
     Cell.RNN_TANH: Quantity("h", "hidden state", "what is stored and shown, rewritten at every word"),
     Cell.RNN_RELU: Quantity("h", "hidden state", "what is stored and shown, rewritten at every word"),
 }
-_CELL_NAMES = {Cell.LSTM: "LSTM", Cell.GRU: "GRU", Cell.RNN_TANH: "tanh RNN", Cell.RNN_RELU: "ReLU RNN"}
+CELL_NAMES = {Cell.LSTM: "LSTM", Cell.GRU: "GRU", Cell.RNN_TANH: "tanh RNN", Cell.RNN_RELU: "ReLU RNN"}
 DIRECTIONS = ("forward →", "reverse ←")
 
 
@@ -141,7 +141,7 @@ def what_ran(recording: Recording) -> str:
     article = "an" if not reading and recording.cell is Cell.LSTM else "a"
     many = "layer" if layers == 1 else "layers"
     each = " in each direction" if reading else ""
-    return f"{article} {reading}{_CELL_NAMES[recording.cell]}, {layers} {many} of {units} units{each}"
+    return f"{article} {reading}{CELL_NAMES[recording.cell]}, {layers} {many} of {units} units{each}"
 
 
 def account_of(contributions: Contributions) -> str:

@@ -1,0 +1,597 @@
+"""What the page shows: for each question of its views, numbers from `introspect`, as JSON has them.
+
+One table of questions, with their arguments and limits, from which the server, the OpenAPI description and
+the command line's --json read.  Nothing is drawn, and nothing of HTTP is known.
+
+    T words   H hidden size
+"""
+
+import contextlib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unspool import files, introspect, model
+from unspool.errors import InputError, ModelFileError
+from unspool.introspect import Recording
+from unspool.introspect.monitor import findings
+from unspool.kernels.contract import Cell, Gate
+from unspool.model import Model
+from unspool.page import example
+from unspool.page import paths as small
+from unspool.page.quantities import CELL_NAMES, largest, panels_of, what_ran
+
+MOST_WORDS = 10_000
+MOST_CHARACTERS = 200_000
+MOST_OPENED_BYTES = 64 * 2**20
+_MOST_LINES = 20_000
+_CONTRIBUTION_STEPS = 64
+_FOLDER = {model.CONFIG, model.VOCABULARY, files.WEIGHTS, files.MARKER, model.CARD}
+
+
+class Opened(NamedTuple):
+    """One thing to look at: a model, or a recording without its model."""
+
+    title: str
+    network: Model | None
+    recording: Recording | None
+    where: str
+
+
+class Argument(NamedTuple):
+    """One argument of a question."""
+
+    kind: type
+    default: Any
+    says: str
+    low: float | None = None
+    high: float | None = None
+
+
+class Question(NamedTuple):
+    """One question: what answers it, and with which arguments."""
+
+    answer: Callable[..., dict[str, Any]]
+    says: str
+    arguments: Mapping[str, Argument]
+
+
+class Answers:
+    """What is open, and the answers about it.
+
+    Args:
+        models: what is looked at, by an identifier; the first one is shown first.
+        runs: folders with a metrics.jsonl, by an identifier.
+        corpus: texts that patterns are searched in.
+        cache: where the examples are kept.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Opened],
+        runs: Mapping[str, Path],
+        corpus: Sequence[str],
+        cache: Path,
+    ) -> None:
+        self._open = dict(models)
+        self._runs = dict(runs)
+        self._corpus = list(corpus) or example.corpus()
+        self._cache = cache
+        which = Argument(str, "", "what is looked at; empty: what was opened first")
+        text = Argument(str, "", f"what is read, {MOST_WORDS:,} words at the most")
+        layer = Argument(int, -1, "the layer from 0; -1 the top one", -1000, 1000)
+        direction = Argument(int, 0, "0 forward, 1 reverse", 0, 1)
+        quantity = Argument(str, "", "a letter: i f g o c h, r u n h, h; empty: the first")
+        self.questions: dict[str, Question] = {
+            "things": Question(self.things, "what there is to look at", {}),
+            "model": Question(self.model, "layers, sizes, costs of a step, the card", {"which": which}),
+            "sentence": Question(
+                self.sentence,
+                "the prediction, and one gate or state for all words and units",
+                {
+                    "which": which,
+                    "text": text,
+                    "layer": layer,
+                    "quantity": quantity,
+                    "against": Argument(str, "", "a text to compare with, word by word"),
+                },
+            ),
+            "contributions": Question(
+                self.contributions, "how far each word moved the answer", {"which": which, "text": text}
+            ),
+            "search": Question(
+                self.search,
+                "where else a unit does the same",
+                {
+                    "which": which,
+                    "text": text,
+                    "layer": layer,
+                    "direction": direction,
+                    "quantity": quantity,
+                    "unit": Argument(int, 0, "the unit", 0, 1_000_000),
+                    "first": Argument(int, 0, "the first word selected", 0, MOST_WORDS),
+                    "last": Argument(int, 0, "the last word selected", 0, MOST_WORDS),
+                    "corpus": Argument(str, "", "texts to search in, one a line; empty: the page's own"),
+                },
+            ),
+            "step": Question(
+                self.step,
+                "one step taken apart",
+                {
+                    "which": which,
+                    "text": text,
+                    "at": Argument(int, 0, "the step", 0, MOST_WORDS),
+                    "layer": layer,
+                    "direction": direction,
+                },
+            ),
+            "paths": Question(
+                self.paths,
+                "how the last step's gradient reaches back, in a small RNN, LSTM and GRU",
+                {
+                    "scale": Argument(float, 0.9, "singular values of the recurrent weights", 0.0, 3.0),
+                    "keep": Argument(float, 1.0, "bias of the forget and the update gate", -6.0, 10.0),
+                    "steps": Argument(int, 40, "how many steps are read", 2, 200),
+                    "clip": Argument(float, 1.0, "the norm that gradients are clipped to", 1e-3, 1e3),
+                    "relu": Argument(bool, False, "a ReLU in the vanilla RNN"),
+                    "seed": Argument(int, 0, "what weights and inputs follow from", 0, 10_000),
+                },
+            ),
+            "reach": Question(
+                self.reach,
+                "the gradient of one word's state at all words, in the model itself",
+                {
+                    "which": which,
+                    "text": text,
+                    "at": Argument(int, -1, "the word; -1 the last", -1, MOST_WORDS),
+                    "layer": layer,
+                    "direction": direction,
+                },
+            ),
+            "training": Question(
+                self.training,
+                "losses, scores and what was measured of a run, as it stands now",
+                {
+                    "run": Argument(str, "", "a run; empty: the first"),
+                    "other": Argument(str, "", "a second run to compare with"),
+                },
+            ),
+        }
+
+    def ask(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer a question, its arguments checked.
+
+        Raises:
+            InputError: no such question or argument, or a value out of its range.
+            ModelFileError: an example cannot be read.
+        """
+        if name not in self.questions:
+            raise InputError(
+                f"there is no question {name!r:.60}.\n  Fix: one of {', '.join(self.questions)}."
+            )
+        question = self.questions[name]
+        unknown = sorted(set(given) - set(question.arguments))
+        if unknown:
+            raise InputError(
+                f"{name} takes no {', '.join(unknown):.100}.\n"
+                f"  Fix: {', '.join(question.arguments) or 'nothing'}."
+            )
+        values = {key: _checked(key, a, given.get(key, a.default)) for key, a in question.arguments.items()}
+        answer: dict[str, Any] = plain(question.answer(**values))
+        return answer
+
+    # ---- what is open
+
+    def things(self) -> dict[str, Any]:
+        """All that can be chosen."""
+        named = {key: opened.title for key, opened in self._open.items()}
+        for cell in (Cell.LSTM, Cell.GRU, Cell.RNN_TANH):
+            named.setdefault(f"example-{cell.value}", f"example: {CELL_NAMES[cell]}")
+        runs = {key: path.name for key, path in self._runs.items()}
+        runs |= {key: title for key, title in named.items() if key.startswith("example-")}
+        return {
+            "things": [{"id": key, "title": title} for key, title in named.items()],
+            "runs": [{"id": key, "title": title} for key, title in runs.items()],
+            "text": example.TEXT,
+            "limits": {"words": MOST_WORDS, "bytes": MOST_OPENED_BYTES},
+        }
+
+    def open(self, parts: Mapping[str, bytes]) -> dict[str, Any]:
+        """Open the files of a model folder, or one recording, that were dropped on the page.
+
+        Raises:
+            ModelFileError: they are neither, or damaged.
+        """
+        names = set(parts)
+        if len(names) != 1 and not names <= _FOLDER:
+            raise ModelFileError(
+                f"these files are no model folder.\n  Received: {', '.join(sorted(names)):.200}.\n"
+                f"  Fix: drop the folder RUN/best with {', '.join(sorted(_FOLDER))}, or one recording."
+            )
+        with tempfile.TemporaryDirectory(prefix="unspool-") as place:
+            if len(names) == 1:
+                path = Path(place) / "recording.safetensors"
+                path.write_bytes(next(iter(parts.values())))
+                recording = Recording.load(path)
+                opened = Opened(f"recording: {what_ran(recording)}", None, recording, "dropped on the page")
+            else:
+                for name, data in parts.items():
+                    (Path(place) / name).write_bytes(data)
+                network = Model.load(place)
+                opened = Opened("dropped model", network, None, "dropped on the page")
+        for key in [key for key in self._open if key.startswith("dropped-")][:-3]:
+            del self._open[key]  # so that a page that is left open does not fill the memory
+        number = 1 + max((int(k[8:]) for k in self._open if k.startswith("dropped-")), default=0)
+        self._open[f"dropped-{number}"] = opened
+        return {"which": f"dropped-{number}", "title": opened.title}
+
+    def _opened(self, which: str) -> Opened:
+        key = which or next(iter(self._open), f"example-{Cell.LSTM.value}")
+        if key not in self._open:
+            self._open[key] = Opened(f"example: {key[8:]}", Model.load(self._example(key) / "best"), None, "")
+        return self._open[key]
+
+    def _example(self, key: str) -> Path:
+        cells = {f"example-{cell.value}": cell for cell in (Cell.LSTM, Cell.GRU, Cell.RNN_TANH)}
+        if key not in cells:
+            raise InputError(
+                f"nothing is open under {key!r:.60}.\n  Fix: choose from the list, or open it again."
+            )
+        return example.folder(cells[key], self._cache)
+
+    def _network(self, which: str) -> Model:
+        network = self._opened(which).network
+        if network is None:
+            raise InputError(
+                "a recording holds gates and states, but no weights.\n"
+                "  Fix: choose a model; of a recording Sentence and Model show what it has."
+            )
+        return network
+
+    def _recording(self, which: str, text: str) -> Recording:
+        opened = self._opened(which)
+        if opened.recording is not None:
+            return opened.recording
+        assert opened.network is not None
+        _check_text(opened.network, text)
+        return introspect.record(opened.network, text)
+
+    # ---- the views
+
+    def model(self, which: str) -> dict[str, Any]:
+        """Layers, sizes, costs."""
+        opened = self._opened(which)
+        if opened.recording is not None:
+            r = opened.recording
+            return {"title": opened.title, "where": opened.where, "what": what_ran(r), "words": len(r.words)}
+        network = opened.network
+        assert network is not None
+        d = network.description
+        layers = []
+        width = d.embedding_size
+        for k in range(d.num_layers):
+            gates = len(d.cell.gates)
+            per_gate = d.hidden_size * (width + d.hidden_size + 1)
+            extra = d.hidden_size if d.cell is Cell.GRU else 0
+            layers.append(
+                {
+                    "layer": k,
+                    "input_size": width,
+                    "hidden_size": d.hidden_size,
+                    "directions": d.directions,
+                    "gates": [gate.value for gate in d.cell.gates],
+                    "parameters_per_gate": per_gate,
+                    "parameters": d.directions * (gates * per_gate + extra),
+                    "multiplications_a_step": d.directions * gates * d.hidden_size * (width + d.hidden_size),
+                    "state_bytes": 4 * d.directions * d.hidden_size * (2 if d.cell.has_cell_state else 1),
+                }
+            )
+            width = d.directions * d.hidden_size
+        return {
+            "title": opened.title,
+            "where": opened.where,
+            "repr": repr(network),
+            "task": d.task,
+            "labels": d.labels,
+            "cell": CELL_NAMES[d.cell],
+            "pooling": d.pooling,
+            "vocabulary": len(network.vocabulary),
+            "embedding_size": d.embedding_size,
+            "max_length": d.max_length,
+            "kernels": network.kernels.describe(),
+            "parameters": sum(int(t.size) for t in network.tensors.values()),
+            "layers": layers,
+        }
+
+    def sentence(self, which: str, text: str, layer: int, quantity: str, against: str) -> dict[str, Any]:
+        """The prediction and one heat map for each direction."""
+        recording = self._recording(which, text)
+        network = self._opened(which).network
+        answer = {
+            **_heat(recording, layer, quantity),
+            "prediction": None if network is None else network.predict([text])[0],
+        }
+        if against.strip() and network is not None:
+            other = self._recording(which, against)
+            before = {**_heat(other, layer, quantity), "prediction": network.predict([against])[0]}
+            answer["against"] = before
+            answer["changed"] = [
+                k
+                for k, pair in enumerate(zip(recording.words, other.words, strict=False))
+                if pair[0] != pair[1]
+            ]
+            if len(recording.words) == len(other.words):
+                answer["differences"] = [
+                    np.subtract(a, b) for a, b in zip(answer["maps"], before["maps"], strict=True)
+                ]
+        return answer
+
+    def contributions(self, which: str, text: str) -> dict[str, Any]:
+        """How far each word moved the answer."""
+        network = self._network(which)
+        _check_text(network, text)
+        if len(introspect.record(network, text).words) > 400:
+            raise InputError("contributions are measured up to 400 words.\n  Fix: a shorter text.")
+        c = introspect.contributions(network, text, steps=_CONTRIBUTION_STEPS)
+        return {
+            "words": c.words,
+            "values": c.values,
+            "label": c.label,
+            "rival": c.rival,
+            "score": c.score,
+            "margin": c.margin,
+            "margin_without": c.margin_without,
+            "gap": c.gap,
+        }
+
+    def search(
+        self,
+        which: str,
+        text: str,
+        layer: int,
+        direction: int,
+        quantity: str,
+        unit: int,
+        first: int,
+        last: int,
+        corpus: str,
+    ) -> dict[str, Any]:
+        """Where else a unit stays as far from zero as over the words selected."""
+        network = self._network(which)
+        recording = self._recording(which, text)
+        first, last = min(first, last), max(first, last)
+        if last >= len(recording.words):
+            raise InputError(f"there is no word {last}.\n  Fix: 0 to {len(recording.words) - 1}.")
+
+        def take(of: Recording) -> Any:
+            panels = panels_of(of, layer, direction)
+            return panels[_letter(panels, quantity)].values
+
+        values = take(recording)
+        if not 0 <= unit < values.shape[1]:
+            raise InputError(f"there is no unit {unit}.\n  Fix: 0 to {values.shape[1] - 1}.")
+        chosen = values[first : last + 1, unit]
+        above = bool(chosen.mean() >= values[:, unit].mean())
+        bound = float(chosen.min() if above else chosen.max())
+        texts = [line for line in corpus.splitlines() if line.strip()] if corpus.strip() else self._corpus
+        found = introspect.stretches(
+            network, texts[:2000], take, unit, bound, above=above, shortest=last - first + 1, most=50
+        )
+        return {"bound": bound, "above": above, "texts": len(texts), "found": [f._asdict() for f in found]}
+
+    def step(self, which: str, text: str, at: int, layer: int, direction: int) -> dict[str, Any]:
+        """One step taken apart."""
+        network = self._network(which)
+        _check_text(network, text)
+        s = introspect.one_step(network, text, at=at, layer=layer, direction=direction)
+        return {
+            "cell": s.cell_kind.value,
+            "words": s.words,
+            "at": s.at,
+            "gates": {
+                gate.value: {
+                    "from_input": s.from_input[g],
+                    "from_hidden": s.from_hidden[g],
+                    "bias": s.bias[g],
+                    "preactivation": s.preactivation[g],
+                    "value": s.gates[g],
+                }
+                for g, gate in enumerate(s.cell_kind.gates)
+            },
+            "x": s.x,
+            "h_prev": s.h_prev,
+            "c_prev": s.c_prev,
+            "cell_state": s.cell,
+            "hidden": s.hidden,
+            **_products(s),
+        }
+
+    def paths(self, **sliders: Any) -> dict[str, Any]:
+        """Three small layers."""
+        return small.paths(**sliders)
+
+    def reach(self, which: str, text: str, at: int, layer: int, direction: int) -> dict[str, Any]:
+        """The gradient of one word's top state, at all words."""
+        network = self._network(which)
+        _check_text(network, text)
+        encoded = network.encode([text])
+        at = len(encoded.tokens[0]) - 1 if at < 0 else at
+        d = network.description
+        d_output = np.zeros(d.directions * d.hidden_size, np.float32)
+        d_output[direction * d.hidden_size : (direction + 1) * d.hidden_size] = 1
+        flow = introspect.gradient_flow(
+            network,
+            network.embed(encoded.tokens),
+            at=at,
+            level=layer,
+            direction=direction,
+            d_output=d_output,
+        )
+        return {
+            "words": introspect.record(network, text).words,
+            "at": flow.at,
+            "hidden": flow.hidden,
+            "cell": flow.cell,
+            "cell_path": flow.cell_path,
+        }
+
+    def training(self, run: str, other: str) -> dict[str, Any]:
+        """One run, and a second one beside it."""
+        first = run or next(iter(self._runs), f"example-{Cell.LSTM.value}")
+        return {"runs": [{"id": key, **self._log(key)} for key in (first, other) if key]}
+
+    def _log(self, key: str) -> dict[str, Any]:
+        place = self._runs[key] if key in self._runs else self._example(key)
+        epochs, losses, monitored = [], [], []
+        warned: dict[str, str] = {}
+        path = place / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        for line in lines[-_MOST_LINES:]:
+            with contextlib.suppress(ValueError):  # a run that is being written ends in half a line
+                record = json.loads(line)
+                if "epoch" in record:
+                    epochs.append(record)
+                elif "monitor" in record:
+                    monitored.append(record)
+                    numbers = {k: v for k, v in record["monitor"].items() if v is not None}
+                    for kind, said in findings(numbers):
+                        warned.setdefault(kind, f"step {record['step']}: {said}")
+                elif "loss" in record:
+                    losses.append(record)
+        known = {"epoch", "step", "train_loss", "dev_loss", "best", "tokens_per_second", "padding"}
+        known |= {"gradient_norm", "skipped", "seconds"}
+        metrics = [name for name in (epochs[0] if epochs else {}) if name not in known]
+        return {
+            "title": place.name,
+            "metric": metrics[0] if metrics else None,
+            "epochs": epochs,
+            "losses": losses,
+            "monitor": monitored[-400:],
+            "warnings": list(warned.values()),
+            "fault": (place / "fault.safetensors").is_file(),
+        }
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI description of all questions."""
+        kinds = {str: "string", int: "integer", float: "number", bool: "boolean"}
+        described = {}
+        for name, question in self.questions.items():
+            properties = {}
+            for key, a in question.arguments.items():
+                entry = {"type": kinds[a.kind], "default": a.default, "description": a.says}
+                entry |= {} if a.low is None else {"minimum": a.low, "maximum": a.high}
+                properties[key] = entry
+            schema = {"type": "object", "additionalProperties": False, "properties": properties}
+            described[f"/api/{name}"] = {
+                "post": {
+                    "summary": question.says,
+                    "operationId": name,
+                    "requestBody": {"content": {"application/json": {"schema": schema}}},
+                    "responses": {
+                        "200": {"description": "the numbers"},
+                        "400": {"description": "an argument does not fit; the reason is in `error`"},
+                    },
+                }
+            }
+        return {"openapi": "3.1.0", "info": {"title": "unspool see", "version": "1"}, "paths": described}
+
+
+def _products(s: introspect.Step) -> dict[str, Any]:
+    """What the cell makes of its gates, with the numbers of this step."""
+    gates = dict(zip(s.cell_kind.gates, s.gates, strict=True))
+    if s.cell_kind is Cell.LSTM:
+        assert s.cell is not None
+        assert s.c_prev is not None
+        return {
+            "kept": gates[Gate.FORGET] * s.c_prev,
+            "written": gates[Gate.INPUT] * gates[Gate.CANDIDATE],
+            "shown": np.tanh(s.cell),
+        }
+    if s.cell_kind is Cell.GRU:
+        update = gates[Gate.UPDATE]
+        return {"kept": update * s.h_prev, "written": (1 - update) * gates[Gate.CANDIDATE]}
+    return {}
+
+
+def _heat(recording: Recording, layer: int, quantity: str) -> dict[str, Any]:
+    """One quantity of one layer, for each direction: (T, H) values and what they are."""
+    directions = [panels_of(recording, layer, d) for d in range(recording.directions)]
+    k = _letter(directions[0], quantity)
+    chosen = [panels[k] for panels in directions]
+    quantities = [panel.quantity._asdict() | {"signed": panel.signed} for panel in directions[0]]
+    limit = max(largest(panel.values) for panel in chosen)
+    return {
+        "words": recording.words,
+        "known": recording.known,
+        "layers": len(recording.traces),
+        "quantities": quantities,
+        "quantity": quantities[k],
+        "range": [-limit, limit] if chosen[0].signed else [0.0, 1.0],
+        "maps": [panel.values for panel in chosen],
+        "means": [panel.means for panel in chosen],
+    }
+
+
+def _letter(panels: Sequence[Any], letter: str) -> int:
+    letters = [panel.quantity.letter for panel in panels]
+    if letter and letter not in letters:
+        raise InputError(f"there is no {letter!r:.20} here.\n  Fix: one of {', '.join(letters)}.")
+    return letters.index(letter) if letter else 0
+
+
+def _check_text(network: Model, text: str) -> None:
+    if not hasattr(network.description, "pooling"):
+        raise InputError("the model is for no task on texts.\n  Fix: choose a classifier of texts.")
+    if len(text) > MOST_CHARACTERS or len(text.split()) > MOST_WORDS:
+        raise InputError(
+            f"the text is too long to be shown.\n  Received: {len(text.split()):,} words, {len(text):,} "
+            f"characters.\n  Fix: {MOST_WORDS:,} words and {MOST_CHARACTERS:,} characters at the most."
+        )
+
+
+def _checked(name: str, argument: Argument, value: Any) -> Any:
+    """A value in its argument's type and range; InputError."""
+    kinds = (int, float) if argument.kind is float else (argument.kind,)
+    sound = isinstance(value, kinds) and (argument.kind is bool or not isinstance(value, bool))
+    if sound and argument.low is not None and argument.high is not None:
+        sound = math.isfinite(value) and argument.low <= value <= argument.high
+    if sound and isinstance(value, str):
+        sound = not any("\ud800" <= character <= "\udfff" for character in value)
+    if not sound:
+        span = "" if argument.low is None else f" from {argument.low:g} to {argument.high:g}"
+        raise InputError(
+            f"{name} does not fit.\n  Received: {value!r:.60}.\n"
+            f"  Fix: {argument.says}; {argument.kind.__name__}{span}."
+        )
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Arrays as lists, and what is no number as None: what strict JSON can hold."""
+    if isinstance(value, np.ndarray):
+        if np.isfinite(value).all():
+            # The shortest digits of a float32, not the tail that float64 would show.
+            return _short(value).tolist()
+        return [plain(part) for part in value] if value.ndim else plain(float(value))
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return value
+
+
+def _short(array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Seven significant digits."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        scale = np.where(array == 0, 1.0, 10.0 ** (6 - np.floor(np.log10(np.abs(array.astype(np.float64))))))
+        shorter = np.rint(array.astype(np.float64) * scale) / scale
+    return np.where(np.isfinite(shorter), shorter, array.astype(np.float64))
