@@ -21,7 +21,7 @@ through the kernels' own backward pass.
 
 from unspool.introspect.attribution import Contributions, RightContext, contributions, right_context
 from unspool.introspect.capture import Capture, Reading, capture
-from unspool.introspect.faults import Fault, locate, locate_captured
+from unspool.introspect.faults import Fault, locate, locate_captured, locate_recorded
 from unspool.introspect.gradients import (
     GradientFlow,
     Jacobian,
@@ -71,6 +71,7 @@ __all__ = [
     "jacobian",
     "locate",
     "locate_captured",
+    "locate_recorded",
     "measure",
     "memory_span",
     "one_step",

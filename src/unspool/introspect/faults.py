@@ -14,6 +14,7 @@ from unspool.introspect import whole
 from unspool.introspect.capture import Capture
 from unspool.introspect.stack import Numbers, Pass, Stack
 from unspool.introspect.tables import Shown, html
+from unspool.kernels import choose
 from unspool.kernels.contract import Cell, Flow, Gate
 
 LARGE = 1e6
@@ -152,6 +153,22 @@ def locate_captured(
     return None
 
 
+def locate_recorded(taken: Capture, *, large: float = LARGE) -> Fault | None:
+    """Find the first bad state or gate in a capture without its model, such as a run's `fault.safetensors`.
+
+    As `locate_captured`, but that no weight is looked at: `spectral_norm` is nan.
+    """
+    for name, calls in taken.readings.items():
+        for reading in calls:
+            nothing = tuple(None for _ in reading.traces)
+            stack = Stack(reading.cell, choose("float32"), (), nothing, reading.directions, False, "float32")
+            with np.errstate(all="ignore"):
+                fault = _first(stack, reading.run(), False, large)
+            if fault is not None:
+                return dataclasses.replace(fault, module=name)
+    return None
+
+
 def _flow_fault(stack: Stack, ran: Pass, flow: Flow, k: int) -> Fault | None:
     """The first gradient that is not finite: of states before pre-activations."""
     parts = {"the hidden state": flow.d_hidden, "the cell state": flow.d_cell}
@@ -272,7 +289,7 @@ def _fault(
 ) -> Fault:
     hidden = ran.traces[k].hidden[:, b, d].astype(np.float64)
     before = hidden[max(0, t - 5) : t] if d == 0 else hidden[t + 1 : min(int(ran.lengths[b]), t + 6)][::-1]
-    recurrent = stack.weights[k][d].recurrent.astype(np.float64)
+    weights = stack.weights[k][d].recurrent.astype(np.float64) if stack.weights else None
     return Fault(
         kind,
         what,
@@ -283,5 +300,5 @@ def _fault(
         unit,
         value,
         np.linalg.norm(before, axis=1),
-        float(np.linalg.norm(recurrent, 2)),
+        np.nan if weights is None else float(np.linalg.norm(weights, 2)),
     )

@@ -11,6 +11,7 @@ import numpy as np
 from unspool.errors import InputError
 from unspool.introspect.recording import Recording, record
 from unspool.introspect.stack import Numbers
+from unspool.language import LanguageModel
 from unspool.model import Model
 
 
@@ -25,7 +26,7 @@ class Stretch(NamedTuple):
 
 
 def stretches(
-    model: Model,
+    model: Model | LanguageModel,
     texts: Iterable[str],
     take: Callable[[Recording], Numbers],
     unit: int,

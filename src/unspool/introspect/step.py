@@ -12,6 +12,7 @@ from unspool.introspect import stack as stacks
 from unspool.introspect.recording import words_of
 from unspool.introspect.stack import Numbers
 from unspool.kernels.contract import Cell, Gate
+from unspool.language import LanguageModel
 from unspool.model import Model
 
 
@@ -53,7 +54,9 @@ class Step:
         return self.from_input + self.from_hidden + self.bias
 
 
-def one_step(model: Model, text: str, *, at: int, layer: int = -1, direction: int = 0) -> Step:
+def one_step(
+    model: Model | LanguageModel, text: str, *, at: int, layer: int = -1, direction: int = 0
+) -> Step:
     """Take one step of a model's run over a text apart.
 
     Args:
@@ -70,8 +73,12 @@ def one_step(model: Model, text: str, *, at: int, layer: int = -1, direction: in
     layer = stack.place(layer, direction)
     ran = stack.forward(model.embed(model.encode([text]).tokens))
     trace, weights = ran.traces[layer], stack.weights[layer][direction]
-    hidden, cell = stack.before(ran, layer, direction)
-    h_prev, c_prev = hidden[at, 0], None if cell is None else cell[at, 0]
+    h_prev = stack.before(ran, layer, direction)[at, 0]
+    before = at - 1 if direction == 0 else at + 1
+    c_prev = None
+    if trace.cell is not None:
+        there = 0 <= before < len(tokens)
+        c_prev = trace.cell[before, 0, direction] if there else np.zeros_like(h_prev)
     x = ran.inputs[layer][at, 0]
     shape = (len(stack.cell.gates), len(h_prev))
     if any(part is not None for part in weights[4:]):

@@ -39,7 +39,9 @@ def terminal(found: Translation) -> str:
 
 def html(found: Translation) -> str:
     """Draw one self-contained page; it asks nothing of any network and runs no script."""
-    head = "".join(f"<th><span><bdi>{escape(cleaned(_plain(unit)))}</bdi></span></th>" for unit in found.source)
+    head = "".join(
+        f"<th><span><bdi>{escape(cleaned(_plain(unit)))}</bdi></span></th>" for unit in found.source
+    )
     rows = "\n".join(
         f"<tr><th><bdi>{escape(cleaned(_plain(unit)))}</bdi></th>"
         + "".join(f'<td style="--share:{share:.3f}" title="{share:.1%}"></td>' for share in row)

@@ -6,41 +6,28 @@ the command line's --json read.  Nothing is drawn, and nothing of HTTP is known.
     T words   H hidden size
 """
 
-import contextlib
-import json
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from unspool import files, introspect, model
-from unspool.errors import InputError, ModelFileError
+from unspool import introspect
+from unspool.errors import InputError
 from unspool.introspect import Recording
-from unspool.introspect.monitor import findings
 from unspool.kernels.contract import Cell, Gate
+from unspool.language import LanguageModel
 from unspool.model import Model
-from unspool.page import example
+from unspool.page import example, runs
 from unspool.page import paths as small
+from unspool.page.opened import MOST_OPENED_BYTES, Network, Opened, of_folder, of_parts
 from unspool.page.quantities import CELL_NAMES, largest, panels_of, what_ran
 
 MOST_WORDS = 10_000
 MOST_CHARACTERS = 200_000
-MOST_OPENED_BYTES = 64 * 2**20
-_MOST_LINES = 20_000
 _CONTRIBUTION_STEPS = 64
-_FOLDER = {model.CONFIG, model.VOCABULARY, files.WEIGHTS, files.MARKER, model.CARD}
-
-
-class Opened(NamedTuple):
-    """One thing to look at: a model, or a recording without its model."""
-
-    title: str
-    network: Model | None
-    recording: Recording | None
-    where: str
+_MOST_ATTRIBUTED = 400  # words
 
 
 class Argument(NamedTuple):
@@ -138,7 +125,7 @@ class Answers:
                     "keep": Argument(float, 1.0, "bias of the forget and the update gate", -6.0, 10.0),
                     "steps": Argument(int, 40, "how many steps are read", 2, 200),
                     "clip": Argument(float, 1.0, "the norm that gradients are clipped to", 1e-3, 1e3),
-                    "relu": Argument(bool, False, "a ReLU in the vanilla RNN"),
+                    "relu": Argument(bool, True, "a ReLU in the vanilla RNN, else tanh"),
                     "seed": Argument(int, 0, "what weights and inputs follow from", 0, 10_000),
                 },
             ),
@@ -159,6 +146,8 @@ class Answers:
                 {
                     "run": Argument(str, "", "a run; empty: the first"),
                     "other": Argument(str, "", "a second run to compare with"),
+                    "after": Argument(int, 0, "bytes of its log already read: `next` of an answer", 0, 2**53),
+                    "other_after": Argument(int, 0, "the same of the second run", 0, 2**53),
                 },
             ),
         }
@@ -191,7 +180,7 @@ class Answers:
         """All that can be chosen."""
         named = {key: opened.title for key, opened in self._open.items()}
         for cell in (Cell.LSTM, Cell.GRU, Cell.RNN_TANH):
-            named.setdefault(f"example-{cell.value}", f"example: {CELL_NAMES[cell]}")
+            named.setdefault(key := f"example-{cell.value}", _example_title(key))
         runs = {key: path.name for key, path in self._runs.items()}
         runs |= {key: title for key, title in named.items() if key.startswith("example-")}
         return {
@@ -207,33 +196,19 @@ class Answers:
         Raises:
             ModelFileError: they are neither, or damaged.
         """
-        names = set(parts)
-        if len(names) != 1 and not names <= _FOLDER:
-            raise ModelFileError(
-                f"these files are no model folder.\n  Received: {', '.join(sorted(names)):.200}.\n"
-                f"  Fix: drop the folder RUN/best with {', '.join(sorted(_FOLDER))}, or one recording."
-            )
-        with tempfile.TemporaryDirectory(prefix="unspool-") as place:
-            if len(names) == 1:
-                path = Path(place) / "recording.safetensors"
-                path.write_bytes(next(iter(parts.values())))
-                recording = Recording.load(path)
-                opened = Opened(f"recording: {what_ran(recording)}", None, recording, "dropped on the page")
-            else:
-                for name, data in parts.items():
-                    (Path(place) / name).write_bytes(data)
-                network = Model.load(place)
-                opened = Opened("dropped model", network, None, "dropped on the page")
+        opened = of_parts(parts)
         for key in [key for key in self._open if key.startswith("dropped-")][:-3]:
             del self._open[key]  # so that a page that is left open does not fill the memory
         number = 1 + max((int(k[8:]) for k in self._open if k.startswith("dropped-")), default=0)
         self._open[f"dropped-{number}"] = opened
-        return {"which": f"dropped-{number}", "title": opened.title}
+        fault = opened.fault
+        named = {} if fault is None else {"fault": fault.title(), "shows": opened.place_of(fault)}
+        return {"which": f"dropped-{number}", "title": opened.title, **named}
 
     def _opened(self, which: str) -> Opened:
         key = which or next(iter(self._open), f"example-{Cell.LSTM.value}")
         if key not in self._open:
-            self._open[key] = Opened(f"example: {key[8:]}", Model.load(self._example(key) / "best"), None, "")
+            self._open[key] = of_folder(self._example(key) / "best", _example_title(key))
         return self._open[key]
 
     def _example(self, key: str) -> Path:
@@ -244,7 +219,7 @@ class Answers:
             )
         return example.folder(cells[key], self._cache)
 
-    def _network(self, which: str) -> Model:
+    def _network(self, which: str) -> Network:
         network = self._opened(which).network
         if network is None:
             raise InputError(
@@ -259,7 +234,8 @@ class Answers:
             return opened.recording
         assert opened.network is not None
         _check_text(opened.network, text)
-        return introspect.record(opened.network, text)
+        recording: Recording = introspect.record(opened.network, text)
+        return recording
 
     # ---- the views
 
@@ -268,10 +244,19 @@ class Answers:
         opened = self._opened(which)
         if opened.recording is not None:
             r = opened.recording
-            return {"title": opened.title, "where": opened.where, "what": what_ran(r), "words": len(r.words)}
+            named = {} if opened.fault is None else {"fault": str(opened.fault)}
+            return {
+                "kind": "recording",
+                "title": opened.title,
+                "where": opened.where,
+                "what": what_ran(r),
+                "words": len(r.words),
+                **named,
+            }
         network = opened.network
         assert network is not None
         d = network.description
+        directions = getattr(d, "directions", 1)
         layers = []
         width = d.embedding_size
         for k in range(d.num_layers):
@@ -283,28 +268,31 @@ class Answers:
                     "layer": k,
                     "input_size": width,
                     "hidden_size": d.hidden_size,
-                    "directions": d.directions,
+                    "directions": directions,
                     "gates": [gate.value for gate in d.cell.gates],
                     "parameters_per_gate": per_gate,
-                    "parameters": d.directions * (gates * per_gate + extra),
-                    "multiplications_a_step": d.directions * gates * d.hidden_size * (width + d.hidden_size),
-                    "state_bytes": 4 * d.directions * d.hidden_size * (2 if d.cell.has_cell_state else 1),
+                    "parameters": directions * (gates * per_gate + extra),
+                    "multiplications_a_step": directions * gates * d.hidden_size * (width + d.hidden_size),
+                    "state_bytes": 4 * directions * d.hidden_size * (2 if d.cell.has_cell_state else 1),
                 }
             )
-            width = d.directions * d.hidden_size
+            width = directions * d.hidden_size
         return {
+            "kind": "language model" if isinstance(network, LanguageModel) else "classifier",
             "title": opened.title,
             "where": opened.where,
+            "card": opened.card,
             "repr": repr(network),
-            "task": d.task,
-            "labels": d.labels,
+            "task": getattr(d, "task", "language-model"),
+            "labels": getattr(d, "labels", None),
             "cell": CELL_NAMES[d.cell],
-            "pooling": d.pooling,
+            "pooling": getattr(d, "pooling", None),
             "vocabulary": len(network.vocabulary),
             "embedding_size": d.embedding_size,
-            "max_length": d.max_length,
+            "max_length": getattr(d, "max_length", None),
             "kernels": network.kernels.describe(),
-            "parameters": sum(int(t.size) for t in network.tensors.values()),
+            "parameters": opened.parameters,
+            "bytes": 4 * opened.parameters,
             "layers": layers,
         }
 
@@ -314,11 +302,13 @@ class Answers:
         network = self._opened(which).network
         answer = {
             **_heat(recording, layer, quantity),
-            "prediction": None if network is None else network.predict([text])[0],
+            "prediction": None if network is None else _prediction(network, text),
         }
+        if isinstance(network, LanguageModel):
+            answer["surprisal"] = [None, *network.surprisal(text).tolist()]
         if against.strip() and network is not None:
             other = self._recording(which, against)
-            before = {**_heat(other, layer, quantity), "prediction": network.predict([against])[0]}
+            before = {**_heat(other, layer, quantity), "prediction": _prediction(network, against)}
             answer["against"] = before
             answer["changed"] = [
                 k
@@ -335,8 +325,12 @@ class Answers:
         """How far each word moved the answer."""
         network = self._network(which)
         _check_text(network, text)
-        if len(introspect.record(network, text).words) > 400:
-            raise InputError("contributions are measured up to 400 words.\n  Fix: a shorter text.")
+        words = len(introspect.record(network, text).words)
+        if words > _MOST_ATTRIBUTED:
+            raise InputError(
+                f"contributions are measured of {_MOST_ATTRIBUTED} words at the most.\n"
+                f"  Received: {words:,} words.\n  Fix: a shorter text; its gates are shown all the same."
+            )
         c = introspect.contributions(network, text, steps=_CONTRIBUTION_STEPS)
         return {
             "words": c.words,
@@ -422,7 +416,7 @@ class Answers:
         encoded = network.encode([text])
         at = len(encoded.tokens[0]) - 1 if at < 0 else at
         d = network.description
-        d_output = np.zeros(d.directions * d.hidden_size, np.float32)
+        d_output = np.zeros(getattr(d, "directions", 1) * d.hidden_size, np.float32)
         d_output[direction * d.hidden_size : (direction + 1) * d.hidden_size] = 1
         flow = introspect.gradient_flow(
             network,
@@ -440,41 +434,12 @@ class Answers:
             "cell_path": flow.cell_path,
         }
 
-    def training(self, run: str, other: str) -> dict[str, Any]:
+    def training(self, run: str, other: str, after: int, other_after: int) -> dict[str, Any]:
         """One run, and a second one beside it."""
         first = run or next(iter(self._runs), f"example-{Cell.LSTM.value}")
-        return {"runs": [{"id": key, **self._log(key)} for key in (first, other) if key]}
-
-    def _log(self, key: str) -> dict[str, Any]:
-        place = self._runs[key] if key in self._runs else self._example(key)
-        epochs, losses, monitored = [], [], []
-        warned: dict[str, str] = {}
-        path = place / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-        for line in lines[-_MOST_LINES:]:
-            with contextlib.suppress(ValueError):  # a run that is being written ends in half a line
-                record = json.loads(line)
-                if "epoch" in record:
-                    epochs.append(record)
-                elif "monitor" in record:
-                    monitored.append(record)
-                    numbers = {k: v for k, v in record["monitor"].items() if v is not None}
-                    for kind, said in findings(numbers):
-                        warned.setdefault(kind, f"step {record['step']}: {said}")
-                elif "loss" in record:
-                    losses.append(record)
-        known = {"epoch", "step", "train_loss", "dev_loss", "best", "tokens_per_second", "padding"}
-        known |= {"gradient_norm", "skipped", "seconds"}
-        metrics = [name for name in (epochs[0] if epochs else {}) if name not in known]
-        return {
-            "title": place.name,
-            "metric": metrics[0] if metrics else None,
-            "epochs": epochs,
-            "losses": losses,
-            "monitor": monitored[-400:],
-            "warnings": list(warned.values()),
-            "fault": (place / "fault.safetensors").is_file(),
-        }
+        asked = [(key, read) for key, read in ((first, after), (other, other_after)) if key]
+        places = {key: self._runs[key] if key in self._runs else self._example(key) for key, _ in asked}
+        return {"runs": [{"id": key, **runs.read(places[key], read)} for key, read in asked]}
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI description of all questions."""
@@ -544,9 +509,23 @@ def _letter(panels: Sequence[Any], letter: str) -> int:
     return letters.index(letter) if letter else 0
 
 
-def _check_text(network: Model, text: str) -> None:
-    if not hasattr(network.description, "pooling"):
-        raise InputError("the model is for no task on texts.\n  Fix: choose a classifier of texts.")
+def _example_title(key: str) -> str:
+    return f"example: {CELL_NAMES[Cell(key.removeprefix('example-'))]}"
+
+
+def _prediction(network: Network, text: str) -> dict[str, Any]:
+    """The answer to a text: a class, or of a language model what most likely follows."""
+    if isinstance(network, Model):
+        return network.predict([text])[0]
+    logs, _ = network.run(network.encode([text]).tokens[0])
+    likeliest = int(logs[-1].argmax())
+    word = network.vocabulary.tokens[likeliest]
+    if network.subwords is not None:
+        word = network.subwords.decode([word])
+    return {"text": text, "label": word, "score": float(np.exp(logs[-1, likeliest]))}
+
+
+def _check_text(network: Network, text: str) -> None:
     if len(text) > MOST_CHARACTERS or len(text.split()) > MOST_WORDS:
         raise InputError(
             f"the text is too long to be shown.\n  Received: {len(text.split()):,} words, {len(text):,} "

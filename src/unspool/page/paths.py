@@ -35,11 +35,14 @@ class SmallLayer:
         """
         chance, gates, size = np.random.default_rng(seed), len(cell.gates), HIDDEN_SIZE
         self.mode = _MODES[cell]
-        matrices = chance.normal(size=(gates, size, size))
         # Orthogonal: all singular values alike, so that the scale is all there is to it.
-        matrices = np.stack([np.linalg.qr(matrix)[0] for matrix in matrices]) * scale
-        self.weight_hh_l0: NDArray[Any] = matrices.reshape(gates * size, size)
-        self.weight_ih_l0: NDArray[Any] = chance.uniform(-0.25, 0.25, (gates * size, INPUT_SIZE))
+        matrices = np.stack([np.linalg.qr(matrix)[0] for matrix in chance.normal(size=(gates, size, size))])
+        inputs = chance.uniform(-0.25, 0.25, (gates * size, INPUT_SIZE))
+        if cell is Cell.RNN_RELU:
+            # And none of it negative, so that no unit is ever shut: what is left is the scale's power.
+            matrices, inputs = np.eye(size)[chance.permutation(size)][None], np.abs(inputs)
+        self.weight_hh_l0: NDArray[Any] = (matrices * scale).reshape(gates * size, size)
+        self.weight_ih_l0: NDArray[Any] = inputs
         self.bias_ih_l0: NDArray[Any] = np.zeros(gates * size)
         if gates > 1:
             self.bias_ih_l0[size : 2 * size] = keep
@@ -53,14 +56,15 @@ def paths(*, scale: float, keep: float, steps: int, clip: float, relu: bool, see
         scale, keep: as for `SmallLayer`.
         steps: how many steps are read.
         clip: the norm that the gradient of the recurrent weights would be clipped to.
-        relu: a ReLU in the vanilla RNN in the place of tanh.
+        relu: a ReLU in the vanilla RNN, and each unit feeding one other (the identity of Le, Jaitly & Hinton
+            2015, shuffled), in the place of tanh, whose saturation brakes what would explode.
         seed: what weights and inputs follow from.
 
     Returns:
         For each cell the gradient by lag, the chain rule's terms of ∂L/∂U by lag, the size of their
         growing sum, and a verdict in words.
     """
-    x = np.random.default_rng(seed + 1).normal(0, 0.5, (steps, INPUT_SIZE))
+    x = np.abs(np.random.default_rng(seed + 1).normal(0, 0.5, (steps, INPUT_SIZE)))
     cells = {}
     for name, cell in _CELLS.items():
         if relu and cell is Cell.RNN_TANH:
@@ -94,4 +98,6 @@ def verdict(ratio: float) -> str:
         return "explodes"
     if ratio < VANISHED:
         return "vanishes"
+    if ratio > 10:
+        return "grows"
     return "stays" if ratio >= 0.1 else "fades"

@@ -1,0 +1,170 @@
+"""What the page looks at: a model, a recording, or a failure report, from a path or from dropped files."""
+
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unspool import files, introspect, language, model
+from unspool.errors import InputError, ModelFileError
+from unspool.introspect import Capture, Fault, Recording
+from unspool.kernels.contract import Trace
+from unspool.language import LanguageModel
+from unspool.model import Model
+from unspool.page.quantities import panels_of, what_ran
+
+Network = Model | LanguageModel
+
+MOST_OPENED_BYTES = 64 * 2**20
+_FOLDER = {model.CONFIG, model.VOCABULARY, language.MERGES, files.WEIGHTS, files.MARKER, model.CARD}
+_MOST_CARD = 20_000  # characters
+
+
+class Opened(NamedTuple):
+    """One thing to look at: a model, or a recording without its model."""
+
+    title: str
+    network: Network | None
+    recording: Recording | None
+    where: str
+    card: str | None = None
+    fault: Fault | None = None
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model consists of; 0 for a recording."""
+        network, shapes = self.network, {}
+        if isinstance(network, Model):
+            shapes = model.shapes(network.description, len(network.vocabulary))
+        elif network is not None:
+            shapes = language.shapes(network.description, len(network.vocabulary))
+        return sum(math.prod(shape) for shape in shapes.values())
+
+    def place_of(self, fault: Fault) -> dict[str, Any]:
+        """Where a fault is, as the page's address has it."""
+        assert self.recording is not None
+        letters = {
+            panel.quantity.name: panel.quantity.letter
+            for panel in panels_of(self.recording, fault.layer, fault.direction)
+        }
+        return {
+            "view": "sentence",
+            "layer": fault.layer,
+            "direction": fault.direction,
+            "quantity": letters.get(fault.what.removeprefix("the "), ""),
+            "unit": fault.unit or 0,
+            "at": fault.step or 0,
+        }
+
+
+def of_path(path: Path) -> tuple[Opened, Path | None]:
+    """Open what lies there, and say which run folder it is of: RUN, RUN/best, or a file.
+
+    Raises:
+        ModelFileError: there is nothing, or what cannot be looked at.
+    """
+    if path.is_dir():
+        run = path if (path / "best").is_dir() and not (path / model.CONFIG).is_file() else None
+        folder = path if run is None else path / "best"
+        if run is None and (path.resolve().parent / "metrics.jsonl").is_file():
+            run = path.resolve().parent
+        return of_folder(folder), run
+    if path.is_file():
+        return of_file(path), None
+    raise ModelFileError(
+        f"there is nothing to look at in {path}.\n"
+        f"  Fix: give a run folder, a model folder such as RUN/best, or a recording "
+        f"(unspool inspect MODEL TEXT -o FILE.safetensors)."
+    )
+
+
+def of_folder(folder: Path, title: str = "") -> Opened:
+    """Open a model folder; every byte of it is verified.
+
+    Raises:
+        ModelFileError: it is damaged, or of a task that the page does not show.
+    """
+    task = model.task_of(folder)
+    if task in ("tagging", "parsing", "translation"):
+        raise ModelFileError(
+            f"the page shows classifiers of texts and language models.\n  Received: a model for {task}.\n"
+            f"  Fix: unspool inspect {folder} TEXT shows it in the terminal."
+        )
+    network: Network = (LanguageModel if task == language.TASK else Model).load(folder)
+    card = folder / model.CARD
+    said = card.read_text(encoding="utf-8", errors="replace")[:_MOST_CARD] if card.is_file() else None
+    name = folder.resolve()
+    title = title or (f"{name.parent.name}/{name.name}" if name.name in ("best", "last") else name.name)
+    return Opened(title, network, None, str(folder), said)
+
+
+def of_file(path: Path, where: str = "") -> Opened:
+    """Open a recording of a text, or of a failed training step.
+
+    Raises:
+        ModelFileError: it is neither, damaged, or of another version.
+    """
+    try:
+        recording = Recording.load(path)
+    except ModelFileError as refused:
+        try:
+            taken = Capture.load(path)
+        except ModelFileError:
+            raise refused from None
+        recording, fault = _of_capture(taken)
+        kind = "a recording of training" if fault is None else "a failure report"
+        return Opened(f"{kind}: {what_ran(recording)}", None, recording, where or str(path), None, fault)
+    return Opened(f"recording: {what_ran(recording)}", None, recording, where or str(path))
+
+
+def of_parts(parts: Mapping[str, bytes]) -> Opened:
+    """Open the files of a model folder, or one recording, by their names.
+
+    Raises:
+        ModelFileError: they are neither, or damaged.
+    """
+    names = set(parts)
+    if len(names) != 1 and not names <= _FOLDER:
+        raise ModelFileError(
+            f"these files are no model folder.\n"
+            f"  Received: {', '.join(sorted(names - _FOLDER)):.200} besides.\n"
+            f"  Fix: drop the folder RUN/best with {', '.join(sorted(_FOLDER))}, or one recording."
+        )
+    with tempfile.TemporaryDirectory(prefix="unspool-") as made:
+        place = Path(made)
+        if len(names) == 1:
+            path = place / "recording.safetensors"
+            path.write_bytes(next(iter(parts.values())))
+            try:
+                return of_file(path, "dropped on the page")
+            except ModelFileError as error:
+                raise ModelFileError(_unplaced(error, place)) from None
+        for name, data in parts.items():
+            (place / name).write_bytes(data)
+        try:
+            return of_folder(place, "dropped model")._replace(where="dropped on the page")
+        except ModelFileError as error:
+            raise ModelFileError(_unplaced(error, place)) from None
+
+
+def _unplaced(error: Exception, place: Path) -> str:
+    return str(error).replace(f"{place}/", "").replace(str(place), "the dropped folder")
+
+
+def _of_capture(taken: Capture) -> tuple[Recording, Fault | None]:
+    """The sample that failed, of the module that failed, as a recording; without a fault the first one."""
+    fault = introspect.locate_recorded(taken)
+    reading = taken[fault.module if fault is not None else taken.names[0]]
+    sample = 0 if fault is None or fault.sample is None else fault.sample
+    length = int(reading.lengths[sample])
+    if length == 0:
+        raise InputError("nothing was read.\n  Received: a capture of a sequence without steps.")
+
+    def cut(array: Any) -> Any:
+        return None if array is None else np.ascontiguousarray(array[:length, sample : sample + 1])
+
+    traces = tuple(Trace(*map(cut, trace)) for trace in reading.traces)
+    return Recording(reading.cell, tuple(map(str, range(length))), (True,) * length, traces), fault
