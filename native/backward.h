@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "batch.h"
+#include "lockstep.h"
 #include "options.h"
 
 namespace unspool {
@@ -22,8 +23,10 @@ struct Left {
 };
 
 struct BackwardScratch {
+  // The same for all parts of an item:
   float* dh;              // (rows, P) what flows back into h, from the later steps
   float* dc;              // (rows, H) the same into c
+  // A part's own:
   const float** operand;  // (rows) dL/dz as the recurrent weights see it
   float** through;        // (rows) where the product goes
   float* z_slots;         // (rows, G*H in slots) bfloat16: dL/dz rounded
@@ -47,14 +50,23 @@ struct BackwardSweep : Sweep {
   const Backward& out;
   const BackPanels& back;
   const Left& left;
+  Lockstep* locksteps;  // one an item, where it has parts
   char* scratch;
-  int64_t scratch_bytes;
+  int64_t shared_bytes, own_bytes;  // of an item; of each of its parts
+
+  int64_t scratch_bytes() const { return shared_bytes + cut.parts * own_bytes; }
+
+  int64_t lay_out_shared(char* from, BackwardScratch* it) const {
+    Carver carve{from};
+    carve(it->dh, most_rows() * batch.z.output);
+    carve(it->dc, C == Cell::lstm ? most_rows() * batch.z.hidden : 0);
+    return carve.used;
+  }
 
   int64_t lay_out(char* from, BackwardScratch* it) const {
-    const int64_t rows = most_rows(), H = batch.z.hidden, O = batch.z.output;
+    const int64_t rows = most_rows(), H = batch.z.hidden;
+    [[maybe_unused]] const int64_t O = batch.z.output;
     Carver carve{from};
-    carve(it->dh, rows * O);
-    carve(it->dc, C == Cell::lstm ? rows * H : 0);
     carve(it->operand, rows);
     carve(it->through, rows);
     carve(it->z_slots, kBfloat16 ? rows * batch.z.gates * slots(H) : 0);
@@ -79,24 +91,51 @@ struct BackwardSweep : Sweep {
     static_cast<const BackwardSweep*>(context)->run_item(item);
   }
 
-  void run_item(int64_t item) const {
+  void run_item(int64_t number) const {
+    const int64_t item = number / cut.parts, part = number % cut.parts;
     BackwardScratch work;
-    lay_out(scratch + item * scratch_bytes, &work);
+    char* at = scratch + item * scratch_bytes();
+    lay_out_shared(at, &work);
+    lay_out(at + shared_bytes + part * own_bytes, &work);
     const Share mine = share(item);
-    for (int64_t r = 0; r < mine.rows; ++r) begin(mine, work, r);
+    const int64_t steps = longest(mine), H = batch.z.hidden, O = batch.z.output;
     Patience patience{*batch.run.stop};
-    int64_t rows = 0;
-    const int64_t longest = mine.rows > 0 ? batch.length(row(mine, 0)) : 0;
-    int64_t again = 0;  // tokens of this and of earlier steps that were multiplied again
-    for (int64_t s = longest - 1; s >= 0; --s) {
-      while (rows < mine.rows && batch.length(row(mine, rows)) > s) ++rows;
-      if constexpr (Extended) {
-        if (again == 0) again = multiply_again(mine, work, s);
-        again -= rows;
+    if (part == 0)
+      for (int64_t r = 0; r < mine.rows; ++r) begin(mine, work, r);
+    const Stop& stop = *batch.run.stop;
+    if (cut.parts == 1) {
+      int64_t again = 0;  // tokens of this and of earlier steps that were multiplied again
+      for (int64_t s = steps - 1; s >= 0 && !stop.raised.load(std::memory_order_relaxed); --s) {
+        const int64_t rows = live(mine, s);
+        if constexpr (Extended) {
+          if (again == 0) again = multiply_again(mine, work, s);
+          again -= rows;
+          arrive_at(mine, work, s, rows);
+        }
+        undo_step(mine, work, s, rows, again, {0, H});
+        pass_back(mine, work, s, rows, {0, H});
+        patience.over(rows * products_a_token());
       }
-      step(mine, work, s, rows, again);
-      if (patience.over(rows * products_a_token())) return;
+    } else if constexpr (!Extended) {
+      // A part's units pass back through the weights what all units of the step before in this order have: one
+      // meeting a step, between the two.
+      constexpr int64_t wide = kColumns * W;
+      const auto retreat = [&](int64_t k, int64_t which) {
+        const Span panels = part_of((O + wide - 1) / wide, which);
+        const Span units{panels.first * wide, smaller(panels.end * wide, O)};
+        const int64_t s = steps - 1 - k;
+        if (k > 0) pass_back(mine, work, s + 1, live(mine, s + 1), units);
+        if (s < 0) return;
+        const int64_t rows = live(mine, s);
+        undo_step(mine, work, s, rows, 0, units);
+        patience.over(rows * products_a_token() / cut.parts);
+      };
+      if (part == 0)
+        locksteps[item].lead(retreat);
+      else
+        return locksteps[item].help(part, retreat);
     }
+    if (stop.raised.load(std::memory_order_relaxed)) return;
     for (int64_t r = 0; r < mine.rows; ++r) finish(mine, work, r);
   }
 
@@ -120,19 +159,25 @@ struct BackwardSweep : Sweep {
     }
   }
 
-  // `again`: where the step's tokens lie among those that were multiplied again.
-  void step(const Share& mine, const BackwardScratch& work, int64_t s, int64_t rows,
-            [[maybe_unused]] int64_t again) const {
-    const int64_t H = batch.z.hidden, O = batch.z.output, G = batch.z.gates, d = mine.d;
-    const Run& run = batch.run;
-    if constexpr (Extended) arrive_at(mine, work, s, rows);
+  // dL/dz of some units of all live rows.  `again`: where the step's tokens lie among those that were multiplied again.
+  void undo_step(const Share& mine, const BackwardScratch& work, int64_t s, int64_t rows,
+                 [[maybe_unused]] int64_t again, [[maybe_unused]] Span units) const {
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t b = row(mine, r), t = batch.time(d, b, s);
+      const int64_t b = row(mine, r), t = batch.time(mine.d, b, s);
       if constexpr (Extended)
         undo_beyond(mine, work, r, b, t, s, again + r);
       else
-        undo(mine, work, r, b, t, s);
-      work.operand[r] = left.d_recurrent_z + batch.gate(t, b, d);
+        undo(mine, work, r, b, t, s, units);
+    }
+  }
+
+  // Through the recurrent weights into some units of dL/dh of the step before, or to a reset's state.
+  void pass_back(const Share& mine, const BackwardScratch& work, int64_t s, int64_t rows, Span units) const {
+    const int64_t H = batch.z.hidden, O = batch.z.output, G = batch.z.gates, d = mine.d;
+    const Run& run = batch.run;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t b = row(mine, r);
+      work.operand[r] = left.d_recurrent_z + batch.gate(batch.time(d, b, s), b, d);
       if constexpr (kBfloat16) {
         float* rounded = work.z_slots + r * G * slots(H);
         round_gates(rounded, work.operand[r], G, H);
@@ -141,7 +186,7 @@ struct BackwardSweep : Sweep {
       work.through[r] = work.dh + r * O;
     }
     constexpr int64_t wide = kColumns * W;
-    for (int64_t p = 0; p * wide < O; ++p) {
+    for (int64_t p = units.first / wide; p * wide < smaller(units.end, O); ++p) {
       const float* panel = back.recurrent[d] + p * G * slots(H) * wide;
       over_rows(rows, [&](auto height, int64_t first) INLINE_LAMBDA {
         constexpr int R = decltype(height)::value;
@@ -164,7 +209,7 @@ struct BackwardSweep : Sweep {
       const int64_t b = row(mine, r);
       if (!batch.cut(d, b, s)) continue;
       const auto divert = [&](float* running, float* d_reset, int64_t width) {
-        for (int64_t j = 0; j < width; ++j) {
+        for (int64_t j = units.first; j < smaller(units.end, width); ++j) {
           d_reset[batch.stated(d, b) * width + j] += running[j];
           running[j] = 0.0f;
         }
@@ -177,7 +222,7 @@ struct BackwardSweep : Sweep {
   // dL/dz_t of one row from dL/dh_t; leaves in dh and dc what passes back other than through the
   // weights.
   void undo(const Share& mine, const BackwardScratch& work, int64_t r, int64_t b, int64_t t,
-            int64_t s) const {
+            int64_t s, Span units) const {
     const int64_t H = batch.z.hidden, d = mine.d;
     const int64_t unit = batch.unit(t, b, d), gate = batch.gate(t, b, d);
     const float* gates = in.gates + gate;
@@ -188,7 +233,7 @@ struct BackwardSweep : Sweep {
     const float* h_prev = batch.entering_hidden(d, b, s, in.hidden, packed.zeros);
     const float* c_prev = nullptr;
     if constexpr (C == Cell::lstm) c_prev = batch.entering_cell(d, b, s, in.cell, packed.zeros);
-    for (int64_t j = 0; j < H; j += W) {
+    for (int64_t j = units.first; j < units.end; j += W) {
       const int64_t lanes = smaller(W, H - j);
       const Vec dh = load(dh_row + j, lanes) + load(arriving + j, lanes);
       store(flow_h + j, dh, lanes);

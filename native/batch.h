@@ -104,13 +104,18 @@ struct Share {
   int64_t d, group, groups, rows;
 };
 
+// How a sweep is cut: each direction's rows into groups, each group's units into parts that go step by step together.
+struct Cut {
+  int64_t groups, parts;
+};
+
 struct Sweep {
   const Packed& packed;
   const Batch& batch;
-  int64_t groups;
+  Cut cut;
 
   Share share(int64_t item) const {
-    const int64_t group = item % groups;
+    const int64_t groups = cut.groups, group = item % groups;
     return {item / groups, group, groups, (batch.run.batch - group + groups - 1) / groups};
   }
   int64_t row(const Share& share, int64_t r) const {
@@ -119,7 +124,20 @@ struct Sweep {
   int64_t products_a_token() const {
     return batch.z.gates * batch.z.hidden * (batch.z.input + batch.z.output);
   }
-  int64_t most_rows() const { return (batch.run.batch + groups - 1) / groups; }
+  int64_t most_rows() const { return (batch.run.batch + cut.groups - 1) / cut.groups; }
+  int64_t longest(const Share& share) const { return share.rows > 0 ? batch.length(row(share, 0)) : 0; }
+  int64_t live(const Share& share, int64_t s) const {
+    if (batch.run.lengths == nullptr) return share.rows;
+    int64_t rows = 0;
+    while (rows < share.rows && batch.length(row(share, rows)) > s) ++rows;
+    return rows;
+  }
+  // Of `panels`, those of a part.
+  Span part_of(int64_t panels, int64_t part) const {
+    return {panels * part / cut.parts, panels * (part + 1) / cut.parts};
+  }
+  // How often a thread looks at a late part before it takes it for put aside: some 50 us, and longer than a part takes.
+  int64_t patience(int64_t tokens) const { return 4000 + tokens * products_a_token() / cut.parts / 500; }
 };
 
 // Cuts scratch into aligned arrays; from null it only measures.

@@ -2,8 +2,8 @@
 // instruction set, with UNSPOOL_ISA as its name; nothing here is visible but that one table.
 //
 // What it is made of: vector.h (W floats), tile.h (the one product), panels.h (packed weights), batch.h
-// (ragged sequences), options.h (what a layer may have beyond the plain cell), forward.h, step.h, backward.h,
-// products.h (gradients after the sweep), roofline.h (what the machine can do at the most).
+// (ragged sequences), options.h (what a layer may have beyond the plain cell), lockstep.h (threads that meet after every
+// step), forward.h, step.h, backward.h, products.h (gradients after the sweep), roofline.h (what the machine can do at the most).
 //
 // Everything is one tile, each output summed in one order, in one accumulator.  So an output's bits do not
 // depend on the tile's shape, on its neighbours, or on the number of threads.  Work is split over outputs, never
@@ -15,6 +15,7 @@
 #include "engine.h"
 
 #include <cstdlib>
+#include <new>
 
 #include "backward.h"
 #include "forward.h"
@@ -27,33 +28,56 @@ namespace unspool {
 
 namespace {
 
+// Products of a step that are worth a meeting of threads, which costs some 0.3 us.
+constexpr int64_t kMeetingWorth = 45'000;
+
 // Threads that the work is worth: waking one costs microseconds.
 int worthwhile(const Sizes& z, const Run& run, int threads) {
   const int64_t products = run.time * run.batch * z.directions * z.gates * z.hidden * (z.input + z.output);
   return products < 200'000 ? 1 : threads;
 }
 
-// Into how many shares each direction's rows are cut: some for each thread, so that one who is late (torch's
-// own threads keep a core for milliseconds after their work) leaves the rest to the others; but none so
-// small that its tiles are.
-int64_t row_groups(const Sizes& z, const Run& run, int threads) {
-  if (threads == 1) return 1;
+// How a sweep is cut, if its recurrent product has `panels` panels.  Usually each direction's rows into some groups a
+// thread, so that one who is late (torch's own threads keep a core for milliseconds after their work) leaves the rest
+// to the others; but none so small that its tiles are.  Where that leaves one group, threads take parts of the units.
+Cut cut_of(const Sizes& z, const Run& run, int threads, int64_t panels) {
+  if (threads == 1) return {1, 1};
   const int64_t a_round = (threads + z.directions - 1) / z.directions;
+  const int64_t parts = smaller(threads / z.directions, smaller(panels, Lockstep::kMostShares));
+  const bool enough = run.batch * z.gates * z.hidden * z.output >= kMeetingWorth;
+  if (parts > 1 && enough && run.batch <= kRows) return {1, parts};
   const int64_t rounds = smaller(4, run.batch / (2 * kRows) / a_round);
-  return larger(1, smaller(larger(1, rounds) * a_round, (run.batch + kRows - 1) / kRows));
+  return {larger(1, smaller(larger(1, rounds) * a_round, (run.batch + kRows - 1) / kRows)), 1};
 }
+
+// For each item of a sweep what its parts meet at, in memory that the caller gives.
+Lockstep* make_locksteps(const Sweep& sweep, float* memory, int64_t more_steps) {
+  auto* all = reinterpret_cast<Lockstep*>(memory);
+  const Batch& batch = sweep.batch;
+  const int64_t tokens = steps_at_once(sweep.most_rows(), batch.run.time) * sweep.most_rows();
+  for (int64_t item = 0; item < batch.z.directions * sweep.cut.groups; ++item)
+    new (all + item) Lockstep(sweep.longest(sweep.share(item)) + more_steps, sweep.cut.parts, sweep.patience(tokens),
+                              *batch.run.stop);
+  return all;
+}
+
+constexpr int64_t lockstep_floats(int64_t items) { return items * static_cast<int64_t>(sizeof(Lockstep) / sizeof(float)); }
 
 template <Cell C, bool Extended>
 bool forward_sweep(const Packed& packed, const Run& run, const Forward& out, int threads,
                    const Batch& batch) {
-  ForwardSweep<C, Extended> sweep{{packed, batch, row_groups(packed.sizes, run, threads)}, out, nullptr, 0};
+  const int64_t panels = Extended ? 1 : Layout<C>::panels(packed.sizes.hidden);
+  ForwardSweep<C, Extended> sweep{
+      {packed, batch, cut_of(packed.sizes, run, threads, panels)}, out, nullptr, nullptr, 0, 0};
   ForwardScratch measure;
-  sweep.scratch_bytes = sweep.lay_out(nullptr, &measure);
-  const int64_t items = packed.sizes.directions * sweep.groups;
-  float* memory = take_floats(items * sweep.scratch_bytes / static_cast<int64_t>(sizeof(float)));
+  sweep.shared_bytes = sweep.lay_out_shared(nullptr, &measure);
+  sweep.own_bytes = sweep.lay_out(nullptr, &measure);
+  const int64_t items = packed.sizes.directions * sweep.cut.groups, met = lockstep_floats(items);
+  float* memory = take_floats(met + items * sweep.scratch_bytes() / static_cast<int64_t>(sizeof(float)));
   if (memory == nullptr) return false;
-  sweep.scratch = reinterpret_cast<char*>(memory);
-  parallel(items, threads, ForwardSweep<C, Extended>::body, &sweep, *run.stop);
+  sweep.locksteps = make_locksteps(sweep, memory, 0);
+  sweep.scratch = reinterpret_cast<char*>(memory + met);
+  parallel(items * sweep.cut.parts, threads, ForwardSweep<C, Extended>::body, &sweep, *run.stop);
   give_back(memory);
   return !run.stop->raised;
 }
@@ -100,10 +124,12 @@ bool backward_sweep(const Packed& packed, const Run& run, const Arriving& in, co
     }
     take(left.gathered, run.batch * z.directions * Gathered(packed).floats);
   }
+  const int64_t panels = Extended ? 1 : (z.output + kColumns * W - 1) / (kColumns * W);
   BackwardSweep<C, Extended> sweep{
-      {packed, batch, row_groups(z, run, threads)}, in, out, *back, left, nullptr, 0};
+      {packed, batch, cut_of(z, run, threads, panels)}, in, out, *back, left, nullptr, nullptr, 0, 0};
   BackwardScratch measure;
-  sweep.scratch_bytes = sweep.lay_out(nullptr, &measure);
+  sweep.shared_bytes = sweep.lay_out_shared(nullptr, &measure);
+  sweep.own_bytes = sweep.lay_out(nullptr, &measure);
   const int64_t all_rows = z.gates * z.hidden;
   const int64_t bands = larger((all_rows + kBand - 1) / kBand,
                                smaller(threads, (all_rows + 63) / 64) / z.directions);
@@ -113,16 +139,17 @@ bool backward_sweep(const Packed& packed, const Run& run, const Arriving& in, co
                     (all_rows + band - 1) / band, band, nullptr, 0, &out_of_memory};
   products.scratch_bytes = products.bytes_an_item();
 
-  const int64_t sweep_items = z.directions * sweep.groups;
-  const int64_t bytes = larger(sweep_items * sweep.scratch_bytes,
+  const int64_t sweep_items = z.directions * sweep.cut.groups, met = lockstep_floats(sweep_items);
+  const int64_t bytes = larger(sweep_items * sweep.scratch_bytes(),
                                products.weight_items() * products.scratch_bytes);
-  float* memory = take_floats(bytes / static_cast<int64_t>(sizeof(float)));
+  float* memory = take_floats(met + bytes / static_cast<int64_t>(sizeof(float)));
   auto* token_time =
       static_cast<int64_t*>(std::malloc(static_cast<size_t>(2 * all + 1) * sizeof(int64_t)));
   const bool enough = taken && memory != nullptr && token_time != nullptr;
   if (enough) {
-    sweep.scratch = products.scratch = reinterpret_cast<char*>(memory);
-    parallel(sweep_items, threads, BackwardSweep<C, Extended>::body, &sweep, *run.stop);
+    sweep.locksteps = make_locksteps(sweep, memory, 1);
+    sweep.scratch = products.scratch = reinterpret_cast<char*>(memory + met);
+    parallel(sweep_items * sweep.cut.parts, threads, BackwardSweep<C, Extended>::body, &sweep, *run.stop);
     int64_t* token_row = token_time + all;
     for (int64_t t = 0; t < run.time; ++t)
       for (int64_t b = 0; b < run.batch; ++b)

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "batch.h"
+#include "lockstep.h"
 #include "options.h"
 
 namespace unspool {
@@ -75,8 +76,10 @@ INLINE void dequantise(Vec (&sum)[K][N], const float* scales, int64_t p, const f
 struct ForwardScratch {
   int64_t steps;                // steps whose input projection is made at once
   int64_t tokens;               // that z has room for: steps * rows
+  // The same for all parts of an item:
   float* z;                     // [panel][token][n][lane] what the input gives to the pre-activations
   float* c;                     // (rows, H) running cell state, when no trace holds it
+  // A part's own:
   float* masked;                // (rows, P) h times the recurrent mask
   float* x_slots;               // (steps * rows, I in slots) bfloat16
   float* h_slots;               // (rows, P in slots) bfloat16, int8
@@ -98,18 +101,28 @@ template <Cell C, bool Extended>
 struct ForwardSweep : Sweep {
   using L = Layout<C>;
   const Forward& out;
+  Lockstep* locksteps;  // one an item, where it has parts
   char* scratch;
-  int64_t scratch_bytes;
+  int64_t shared_bytes, own_bytes;  // of an item; of each of its parts
 
-  // Lays the scratch of an item out from `from`; with null it only measures.
+  int64_t scratch_bytes() const { return shared_bytes + cut.parts * own_bytes; }
+
+  // Lays what the parts of an item share out from `from`; with null it only measures.
+  int64_t lay_out_shared(char* from, ForwardScratch* it) const {
+    const int64_t rows = most_rows();
+    Carver carve{from};
+    it->steps = steps_at_once(rows, batch.run.time);
+    it->tokens = it->steps * rows;
+    carve(it->z, L::panels(batch.z.hidden) * it->tokens * L::N * W);
+    carve(it->c, out.cell == nullptr && C == Cell::lstm ? rows * batch.z.hidden : 0);
+    return carve.used;
+  }
+
+  // And what is a part's own.
   int64_t lay_out(char* from, ForwardScratch* it) const {
     const Sizes& z = batch.z;
     const int64_t rows = most_rows(), steps = steps_at_once(rows, batch.run.time);
     Carver carve{from};
-    it->steps = steps;
-    it->tokens = steps * rows;
-    carve(it->z, L::panels(z.hidden) * it->tokens * L::N * W);
-    carve(it->c, out.cell == nullptr && C == Cell::lstm ? rows * z.hidden : 0);
     carve(it->masked, batch.run.recurrent_mask != nullptr ? rows * z.output : 0);
     carve(it->x_slots, kBfloat16 ? steps * rows * slots(z.input) : 0);
     carve(it->h_slots, kPackRecurrent > 1 ? rows * recurrent_slots(z.output) : 0);
@@ -136,29 +149,42 @@ struct ForwardSweep : Sweep {
     static_cast<const ForwardSweep*>(context)->run_item(item);
   }
 
-  void run_item(int64_t item) const {
+  void run_item(int64_t number) const {
+    const int64_t item = number / cut.parts, part = number % cut.parts;
     ForwardScratch work;
-    lay_out(scratch + item * scratch_bytes, &work);
+    char* at = scratch + item * scratch_bytes();
+    lay_out_shared(at, &work);
+    lay_out(at + shared_bytes + part * own_bytes, &work);
     const Share mine = share(item);
-    const int64_t longest = mine.rows > 0 ? batch.length(row(mine, 0)) : 0;
+    const int64_t steps = longest(mine), panels = L::panels(batch.z.hidden);
     Patience patience{*batch.run.stop};
-    for (int64_t from = 0; from < longest; from += work.steps) {
-      const int64_t to = smaller(from + work.steps, longest);
-      project(mine, work, from, to);
-      int64_t done = 0;
-      for (int64_t s = from; s < to; ++s) {
-        const int64_t rows = step(mine, work, s, done);
-        if (patience.over(rows * products_a_token())) return;
-        done += rows;
+    int64_t now = -2, done = 0;  // the step, and the tokens of its chunk before it
+    const auto advance = [&](int64_t s, int64_t which) {
+      const Span span = part_of(panels, which);
+      const int64_t from = s / work.steps * work.steps;
+      if (s == from) {
+        project(mine, work, s, smaller(s + work.steps, steps), span);
+        done = 0;
+      } else if (s == now + 1) {
+        done += live(mine, now);
+      } else if (s != now) {
+        done = 0;
+        for (int64_t before = from; before < s; ++before) done += live(mine, before);
       }
+      now = s;
+      const int64_t rows = live(mine, s);
+      step(mine, work, s, rows, done, span);
+      patience.over(rows * products_a_token() / cut.parts);
+    };
+    if (cut.parts == 1) {
+      for (int64_t s = 0; s < steps && !batch.run.stop->raised.load(std::memory_order_relaxed); ++s) advance(s, 0);
+    } else if (part == 0) {
+      locksteps[item].lead(advance);
+    } else {
+      return locksteps[item].help(part, advance);
     }
+    if (batch.run.stop->raised.load(std::memory_order_relaxed)) return;
     for (int64_t r = 0; r < mine.rows; ++r) finish(mine, work, r);
-  }
-
-  int64_t live(const Share& mine, int64_t s) const {
-    int64_t rows = 0;
-    while (rows < mine.rows && batch.length(row(mine, rows)) > s) ++rows;
-    return rows;
   }
 
   // Where the scratch holds panel p of a token's z.
@@ -167,7 +193,7 @@ struct ForwardSweep : Sweep {
   }
 
   // z = W x + b for all live tokens of steps from…to-1.
-  void project(const Share& mine, const ForwardScratch& work, int64_t from, int64_t to) const {
+  void project(const Share& mine, const ForwardScratch& work, int64_t from, int64_t to, Span panels) const {
     const Sizes& sizes = batch.z;
     const int64_t I = sizes.input, H = sizes.hidden;
     int64_t tokens = 0;
@@ -183,7 +209,7 @@ struct ForwardSweep : Sweep {
         }
       }
     }
-    for (int64_t p = 0; p < L::panels(H); ++p) {
+    for (int64_t p = panels.first; p < panels.end; ++p) {
       const float* panel = packed.input[mine.d] + p * slots(I) * L::N * W;
       const float* bias = packed.bias[mine.d] + p * L::N * W;
       if constexpr (Extended) bias = packed.beyond[mine.d].gain_input != nullptr ? nullptr : bias;
@@ -203,11 +229,10 @@ struct ForwardSweep : Sweep {
     }
   }
 
-  // One step of all live rows; returns how many there are.  `done` tokens of this chunk came before.
-  int64_t step(const Share& mine, const ForwardScratch& work, int64_t s, int64_t done) const {
+  // One step of all live rows.  `done` tokens of this chunk came before.
+  void step(const Share& mine, const ForwardScratch& work, int64_t s, int64_t rows, int64_t done, Span panels) const {
     const int64_t H = batch.z.hidden, O = batch.z.output, d = mine.d;
     const Run& run = batch.run;
-    const int64_t rows = live(mine, s);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t b = row(mine, r);
       work.at[r] = batch.place(batch.time(d, b, s), b, d);
@@ -237,7 +262,7 @@ struct ForwardSweep : Sweep {
         }
       }
     }
-    over_panels(rows, L::panels(H), [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
+    over_panels(rows, panels, [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
       constexpr int R = decltype(height)::value, P = decltype(width)::value;
       const int64_t depth = recurrent_slots(O);
       const float* panel = packed.recurrent[d] + p * depth * L::N * W;
@@ -286,7 +311,6 @@ struct ForwardSweep : Sweep {
       if (packed.beyond[d].gain_recurrent != nullptr) activate_normalised(mine, work, done, rows);
       if (work.shown != nullptr) show_later(mine, work, rows);
     }
-    return rows;
   }
 
   // The activations of all rows, after the normalisation of what h gives.
@@ -345,7 +369,7 @@ struct ForwardSweep : Sweep {
     }
     if (w.projection == nullptr) return;
     constexpr int64_t wide = kColumns * W;
-    over_panels(rows, (O + wide - 1) / wide, [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
+    over_panels(rows, {0, (O + wide - 1) / wide}, [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
       constexpr int R = decltype(height)::value, P = decltype(width)::value;
       const float* panel = w.projection + p * H * wide;
       const auto nothing = [](int, int) INLINE_LAMBDA { return Vec{}; };

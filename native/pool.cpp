@@ -17,14 +17,6 @@ constexpr int kMost = 64;  // workers at the most
 
 std::atomic<Team> lent{nullptr};
 
-inline void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 struct Job {
   void (*body)(void*, int64_t);
   void* context;
@@ -40,7 +32,9 @@ class Pool {
     if (Team team = lent.load()) {
       job_ = job;
       next_.store(0);
-      team([](void* self) { static_cast<Pool*>(self)->take(); }, this, static_cast<unsigned>(threads), 0);
+      pending_.store(job.items);
+      Visit visit{*this, stop, std::this_thread::get_id()};
+      team([](void* visit) { static_cast<Visit*>(visit)->run(); }, &visit, static_cast<unsigned>(threads), 0);
       return true;
     }
     while (workers_ < threads - 1 && workers_ < kMost) {
@@ -63,23 +57,39 @@ class Pool {
     wake_.notify_all();
     take();
     // A helper that has not woken yet would find nothing left; wait for the others to finish.
+    await(stop);
+    return true;
+  }
+
+ private:
+  // A lent team's job.  The caller waits for the others here, not in the team: here Ctrl-C is asked for.
+  struct Visit {
+    Pool& pool;
+    Stop& stop;
+    std::thread::id caller;
+    void run() {
+      pool.take(&pool.pending_);
+      if (std::this_thread::get_id() == caller) pool.await(stop);
+    }
+  };
+
+  void await(Stop& stop) {
     for (int spin = 0; pending_.load(std::memory_order_acquire) > 0; ++spin) {
       if (spin < 2000) {
-        pause();
+        breathe();
       } else {
         if (spin % 4096 == 0) stop.ask(stop);
         std::this_thread::yield();
       }
     }
-    return true;
   }
 
- private:
-  void take() {
+  void take(std::atomic<int64_t>* left = nullptr) {
     for (;;) {
       const int64_t item = next_.fetch_add(1);
       if (item >= job_.items) return;
       job_.body(job_.context, item);
+      if (left != nullptr) left->fetch_sub(1, std::memory_order_release);
     }
   }
 
@@ -88,7 +98,7 @@ class Pool {
     for (;;) {
       // Layer calls follow one another closely in training: look for the next a moment before
       // sleeping.
-      for (int spin = 0; spin < 400 && generation_.load() == seen; ++spin) pause();
+      for (int spin = 0; spin < 400 && generation_.load() == seen; ++spin) breathe();
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return generation_.load() != seen; });
@@ -105,7 +115,7 @@ class Pool {
   std::condition_variable wake_;
   Job job_{};
   std::atomic<int64_t> next_{0};
-  std::atomic<int> pending_{0};
+  std::atomic<int64_t> pending_{0};  // helpers at work; items not done, of a lent team
   std::atomic<uint64_t> generation_{0};
   int helpers_ = 0;
   int workers_ = 0;

@@ -6,6 +6,15 @@
 
 namespace unspool {
 
+// A moment's pause of one who looks again and again.
+inline void breathe() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 // How a long run is given up.  `ask` is called now and then by whoever works or waits; it may set
 // `raised`, after which the work ends early and what it wrote means nothing.
 struct Stop {

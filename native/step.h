@@ -54,7 +54,7 @@ struct Stepping {
       if constexpr (kBfloat16) x_rows = x_own - from;
     }
     const int64_t depth = recurrent_slots(H);
-    over_panels(rows, L::panels(H), [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
+    over_panels(rows, {0, L::panels(H)}, [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
       constexpr int R = decltype(height)::value, P = decltype(width)::value;
       const float* of_x = packed.input[0] + p * slots(I) * L::N * W;
       const float* of_h = packed.recurrent[0] + p * depth * L::N * W;

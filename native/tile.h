@@ -106,13 +106,18 @@ INLINE void over_rows(int64_t rows, Visit visit) {
   }
 }
 
+// Neighbours: panels, rows, units.
+struct Span {
+  int64_t first, end;
+};
+
 // The same for each panel p; a single row visits the panels in pairs: visit(height, width, first, p).
 template <class Visit>
-INLINE void over_panels(int64_t rows, int64_t panels, Visit visit) {
-  int64_t p = 0;
+INLINE void over_panels(int64_t rows, Span panels, Visit visit) {
+  int64_t p = panels.first;
   if (rows == 1)
-    for (; p + 2 <= panels; p += 2) visit(Height<1>{}, Height<2>{}, 0, p);
-  for (; p < panels; ++p)
+    for (; p + 2 <= panels.end; p += 2) visit(Height<1>{}, Height<2>{}, 0, p);
+  for (; p < panels.end; ++p)
     over_rows(rows, [&](auto height, int64_t first) INLINE_LAMBDA { visit(height, Height<1>{}, first, p); });
 }
 

@@ -58,8 +58,8 @@ def in_a_new_process(code: str, *, timeout: float = 60, **environment: str) -> s
     return done.stdout.strip()
 
 
-# A layer heavy enough for threads, in a process of its own.
-LAYER = """
+# A layer heavy enough for threads, in a process of its own; with few rows the threads share its units.
+_LAYER = """
 import os, signal, sys
 import numpy as np
 from unspool.kernels import native
@@ -68,15 +68,18 @@ from unspool.kernels.contract import Cell, Weights
 rng = np.random.default_rng(0)
 def floats(*shape):
     return rng.uniform(-0.2, 0.2, shape).astype(np.float32)
-weights = [Weights(floats(260, 33), floats(260, 65), floats(260)) for _ in range(2)]
+units, rows, directions = {}
+weights = [Weights(floats(4 * units, 33), floats(4 * units, units), floats(4 * units)) for _ in range(directions)]
 prepared = native.prepare(Cell.LSTM, weights)
-x, d_hidden = floats(12, 23, 33), floats(12, 23, 2, 65)
+x, d_hidden = floats(12, rows, 33), floats(12, rows, directions, units)
 def bits():
     trace, final = native.forward(prepared, x)
     gradients, flow = native.backward(prepared, x, trace, d_hidden=d_hidden)
-    arrays = [*trace[:3], *final, gradients.x, *gradients.weights[0][:3], *gradients.weights[1][:3], *flow]
+    arrays = [*trace[:3], *final, gradients.x, *gradients.weights[0][:3], *gradients.weights[-1][:3], *flow]
     return b"".join(array.tobytes() for array in arrays)
 """
+LAYER, FEW = _LAYER.format("65, 23, 2"), _LAYER.format("200, 2, 1")
+either = pytest.mark.parametrize("layer", [LAYER, FEW], ids=["rows", "units"])
 
 
 def test_each_instruction_set_is_the_one_that_was_asked_for(native: ModuleType) -> None:
@@ -184,7 +187,8 @@ assert float(many.sum()) == 1_000_000
 """
 
 
-def test_torchs_threads_are_shared_and_give_the_bits_of_own_ones(native: ModuleType) -> None:
+@either
+def test_torchs_threads_are_shared_and_give_the_bits_of_own_ones(native: ModuleType, layer: str) -> None:
     """Alone, from many Python threads at once, and in children, which have threads of their own."""
     pytest.importorskip("torch")
     code = """
@@ -207,7 +211,7 @@ def test_torchs_threads_are_shared_and_give_the_bits_of_own_ones(native: ModuleT
             assert bits() == want and float(many.sum()) == 1_000_000
         print("works")
     """
-    assert in_a_new_process(LAYER + SHARED + textwrap.dedent(code)) == "works"
+    assert in_a_new_process(layer + SHARED + textwrap.dedent(code)) == "works"
 
 
 def test_own_threads_beside_torchs_where_they_are_asked_for(native: ModuleType) -> None:
@@ -242,7 +246,8 @@ def test_the_machines_limits_are_those_of_a_machine(restored: ModuleType) -> Non
         restored.roofline("float64")
 
 
-def test_a_child_forked_after_a_parallel_region_works(native: ModuleType) -> None:
+@either
+def test_a_child_forked_after_a_parallel_region_works(native: ModuleType, layer: str) -> None:
     """The pool's threads do not cross a fork; the child makes its own, and so does its child."""
     code = """
         import warnings
@@ -267,10 +272,11 @@ def test_a_child_forked_after_a_parallel_region_works(native: ModuleType) -> Non
             assert bits() == want
         print("works")
     """
-    assert in_a_new_process(LAYER + textwrap.dedent(code)) == "works"
+    assert in_a_new_process(layer + textwrap.dedent(code)) == "works"
 
 
-def test_a_child_forked_while_another_thread_computes_works(native: ModuleType) -> None:
+@either
+def test_a_child_forked_while_another_thread_computes_works(native: ModuleType, layer: str) -> None:
     """Every lock of the pool may be held at that moment."""
     code = """
         import threading, warnings
@@ -297,7 +303,7 @@ def test_a_child_forked_while_another_thread_computes_works(native: ModuleType) 
                 other.join()
         print("works")
     """
-    assert in_a_new_process(LAYER + textwrap.dedent(code)) == "works"
+    assert in_a_new_process(layer + textwrap.dedent(code)) == "works"
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -317,6 +323,44 @@ def test_many_callers_of_one_layer_get_the_bits_of_one(restored: ModuleType, cou
 
     with ThreadPoolExecutor(8) as pool:
         assert not [line for lines in pool.map(call, range(64)) for line in lines]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="keeps a process on one core")
+@pytest.mark.parametrize("shared", ["", "SHARED"])
+def test_threads_that_share_units_wait_for_nobody_who_is_kept_away(native: ModuleType, shared: str) -> None:
+    """Three threads on one core: each time, those who wait keep away those they wait for."""
+    if shared:
+        pytest.importorskip("torch")
+    code = """
+        native.set_threads(1)
+        want = bits()
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        native.set_threads(3)
+        for _ in range(200):
+            assert bits() == want
+        print("works")
+    """
+    assert in_a_new_process(FEW + (SHARED if shared else "") + textwrap.dedent(code)) == "works"
+
+
+def test_threads_that_share_units_find_every_core_taken(native: ModuleType) -> None:
+    """Others compute on each core all the time, and eight threads share the units: the bits are those of one."""
+    code = """
+        import subprocess
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+        try:
+            native.set_threads(1)
+            want = bits()
+            native.set_threads(8)
+            for _ in range(30):
+                assert bits() == want
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
+        print("works")
+    """
+    assert in_a_new_process(FEW + textwrap.dedent(code)) == "works"
 
 
 def test_other_threads_run_while_the_engine_works(native: ModuleType) -> None:
@@ -437,11 +481,15 @@ def backward(x):
 
 
 @pytest.mark.parametrize("what", ["infer", "backward"])
-def test_ctrl_c_ends_a_long_call(what: str) -> None:
+@pytest.mark.parametrize("threads", ["own", "torch's"])
+def test_ctrl_c_ends_a_long_call(what: str, threads: str) -> None:
     """Of a call of some ten seconds, within a fraction of them; the next call is right."""
+    if threads != "own":
+        pytest.importorskip("torch")
     told = in_a_new_process(
         "from unspool.kernels.contract import Trace\n"
         + LONG
+        + ("" if threads == "own" else "import unspool.nn\nassert native.pool() != 'own'\n")
         + f"""
 before = infer(short)[0]
 started = time.monotonic()
