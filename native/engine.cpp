@@ -31,6 +31,10 @@ namespace {
 // Products of a step that are worth a meeting of threads, which costs some 0.3 us.
 constexpr int64_t kMeetingWorth = 45'000;
 
+// Products of a step of a stream that are worth another thread: of a lent team, which is awake between the steps.  To
+// wake an own one costs as much as the step.
+constexpr int64_t kSharedStep = 400'000;
+
 // Threads that the work is worth: waking one costs microseconds.
 int worthwhile(const Sizes& z, const Run& run, int threads) {
   const int64_t products = run.time * run.batch * z.directions * z.gates * z.hidden * (z.input + z.output);
@@ -205,11 +209,13 @@ bool step_cell(const Packed& packed, const Step& given, int threads) {
   const int64_t products = given.rows * z.gates * z.hidden * (z.input + z.hidden);
   if (products < 200'000) threads = 1;
   const int64_t tiles = (given.rows + kRows - 1) / kRows;
-  const int64_t narrow = given.rows * Stepping<C>::floats_a_row(z);
+  const bool shared = tiles == 1 && products >= kSharedStep && is_lent();
+  const int64_t parts = shared ? smaller(threads, Layout<C>::panels(z.hidden)) : 1;
+  const int64_t narrow = parts * given.rows * Stepping<C>::floats_a_row(z);
   float* memory = narrow > 0 ? take_floats(narrow) : nullptr;
   if (narrow > 0 && memory == nullptr) return false;
-  Stepping<C> stepping{packed, given, (tiles + threads - 1) / threads * kRows, memory};
-  parallel((given.rows + stepping.rows_an_item - 1) / stepping.rows_an_item, threads,
+  Stepping<C> stepping{packed, given, (tiles + threads - 1) / threads * kRows, parts, memory};
+  parallel((given.rows + stepping.rows_an_item - 1) / stepping.rows_an_item * parts, threads,
            Stepping<C>::body, &stepping, *given.stop);
   give_back(memory);
   return true;

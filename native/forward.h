@@ -262,7 +262,7 @@ struct ForwardSweep : Sweep {
         }
       }
     }
-    over_panels(rows, panels, [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
+    over_panels(rows, panels, s % 2 != 0, [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
       constexpr int R = decltype(height)::value, P = decltype(width)::value;
       const int64_t depth = recurrent_slots(O);
       const float* panel = packed.recurrent[d] + p * depth * L::N * W;
@@ -369,7 +369,7 @@ struct ForwardSweep : Sweep {
     }
     if (w.projection == nullptr) return;
     constexpr int64_t wide = kColumns * W;
-    over_panels(rows, {0, (O + wide - 1) / wide}, [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
+    over_panels(rows, {0, (O + wide - 1) / wide}, false, [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
       constexpr int R = decltype(height)::value, P = decltype(width)::value;
       const float* panel = w.projection + p * H * wide;
       const auto nothing = [](int, int) INLINE_LAMBDA { return Vec{}; };

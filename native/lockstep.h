@@ -101,7 +101,7 @@ class Lockstep {
       }
       if (!leads) return false;
       dismissed_.store(true, std::memory_order_release);
-      if (spin % 64 == 0) stop_.ask(stop_);
+      stop_.ask(stop_);
       std::this_thread::yield();
     }
   }

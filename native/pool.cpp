@@ -78,7 +78,7 @@ class Pool {
       if (spin < 2000) {
         breathe();
       } else {
-        if (spin % 4096 == 0) stop.ask(stop);
+        stop.ask(stop);
         std::this_thread::yield();
       }
     }
@@ -137,6 +137,8 @@ void renew_in_child() {
 }  // namespace
 
 void lend(Team team) { lent.store(team); }
+
+bool is_lent() { return lent.load() != nullptr; }
 
 void parallel(int64_t items, int threads, void (*body)(void*, int64_t), void* context, Stop& stop) {
   if (threads > items) threads = static_cast<int>(items);

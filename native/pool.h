@@ -34,5 +34,6 @@ void parallel(int64_t items, int threads, void (*body)(void* context, int64_t it
 // A forked child has nothing of the team, and uses own threads.
 using Team = void (*)(void (*body)(void* context), void* context, unsigned threads, unsigned flags);
 void lend(Team team);
+bool is_lent();
 
 }  // namespace unspool

@@ -15,7 +15,8 @@ struct Stepping {
   const Packed& packed;
   const Step& given;
   int64_t rows_an_item;
-  float* narrow;  // (rows, floats_a_row) x and h in slots, and the scale of h; null in float32
+  int64_t parts;  // of the units, an item each, where there is one tile of rows
+  float* narrow;  // (parts, rows, floats_a_row) x and h in slots, and the scale of h; null in float32
 
   static int64_t floats_a_row(const Sizes& z) {
     return kPrecision == Precision::float32
@@ -25,11 +26,14 @@ struct Stepping {
 
   static void body(void* context, int64_t item) {
     const auto& it = *static_cast<const Stepping*>(context);
-    const int64_t first = item * it.rows_an_item;
-    it.run(first, smaller(it.rows_an_item, it.given.rows - first));
+    const int64_t first = item / it.parts * it.rows_an_item, part = item % it.parts;
+    const int64_t panels = L::panels(it.packed.sizes.hidden);
+    it.run(first, smaller(it.rows_an_item, it.given.rows - first),
+           {panels * part / it.parts, panels * (part + 1) / it.parts},
+           it.narrow + part * it.given.rows * floats_a_row(it.packed.sizes));
   }
 
-  void run(int64_t from, int64_t rows) const {
+  void run(int64_t from, int64_t rows, Span panels, [[maybe_unused]] float* own) const {
     const int64_t I = packed.sizes.input, H = packed.sizes.hidden;
     const float* const* x_rows = given.x;
     const float* const* h_rows = given.hidden;
@@ -37,9 +41,9 @@ struct Stepping {
     const float *x_own[most], *h_own[most];
     float h_scale[most];
     if constexpr (kPrecision != Precision::float32) {
-      for (; rows > most; from += most, rows -= most) run(from, most);
+      for (; rows > most; from += most, rows -= most) run(from, most, panels, own);
       for (int64_t r = 0; r < rows; ++r) {
-        float* at = narrow + (from + r) * floats_a_row(packed.sizes);
+        float* at = own + (from + r) * floats_a_row(packed.sizes);
         if constexpr (kBfloat16) {
           round_row(at, given.x[from + r], I);
           round_row(at + slots(I), given.hidden[from + r], H);
@@ -54,7 +58,7 @@ struct Stepping {
       if constexpr (kBfloat16) x_rows = x_own - from;
     }
     const int64_t depth = recurrent_slots(H);
-    over_panels(rows, {0, L::panels(H)}, [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
+    over_panels(rows, panels, false, [&](auto height, auto width, int64_t first, int64_t p) INLINE_LAMBDA {
       constexpr int R = decltype(height)::value, P = decltype(width)::value;
       const float* of_x = packed.input[0] + p * slots(I) * L::N * W;
       const float* of_h = packed.recurrent[0] + p * depth * L::N * W;

@@ -111,14 +111,18 @@ struct Span {
   int64_t first, end;
 };
 
-// The same for each panel p; a single row visits the panels in pairs: visit(height, width, first, p).
+// The same for each panel p; a single row visits the panels in pairs: visit(height, width, first, p).  `turned`: the
+// last panel first.  Who goes to and fro finds the panels at the turn in the cache yet.
 template <class Visit>
-INLINE void over_panels(int64_t rows, Span panels, Visit visit) {
-  int64_t p = panels.first;
-  if (rows == 1)
-    for (; p + 2 <= panels.end; p += 2) visit(Height<1>{}, Height<2>{}, 0, p);
-  for (; p < panels.end; ++p)
+INLINE void over_panels(int64_t rows, Span panels, bool turned, Visit visit) {
+  const int64_t pairs = rows == 1 ? (panels.end - panels.first) / 2 : 0;
+  const int64_t alone = panels.first + 2 * pairs;
+  for (int64_t k = 0; k < pairs; ++k)
+    visit(Height<1>{}, Height<2>{}, 0, panels.first + 2 * (turned ? pairs - 1 - k : k));
+  for (int64_t k = 0; k < panels.end - alone; ++k) {
+    const int64_t p = turned ? panels.end - 1 - k : alone + k;
     over_rows(rows, [&](auto height, int64_t first) INLINE_LAMBDA { visit(height, Height<1>{}, first, p); });
+  }
 }
 
 }  // namespace

@@ -6,6 +6,7 @@ Reads sizes, dtypes and the values of lengths; never the numbers themselves, and
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,12 @@ class Sizes(NamedTuple):
 
 def dtype_name(array: Array) -> str:
     """Name an array's dtype the same for NumPy and torch: `float32`."""
-    return str(array.dtype).removeprefix("torch.")
+    return _name(array.dtype)
+
+
+@lru_cache(maxsize=64)  # NumPy takes longer to name a dtype than to check all else of an array
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def library_name(array: Array) -> str:
