@@ -69,7 +69,8 @@ rng = np.random.default_rng(0)
 def floats(*shape):
     return rng.uniform(-0.2, 0.2, shape).astype(np.float32)
 units, rows, directions = {}
-weights = [Weights(floats(4 * units, 33), floats(4 * units, units), floats(4 * units)) for _ in range(directions)]
+gates = 4 * units
+weights = [Weights(floats(gates, 33), floats(gates, units), floats(gates)) for _ in range(directions)]
 prepared = native.prepare(Cell.LSTM, weights)
 x, d_hidden = floats(12, rows, 33), floats(12, rows, directions, units)
 def bits():
@@ -344,7 +345,7 @@ def test_threads_that_share_units_wait_for_nobody_who_is_kept_away(native: Modul
 
 
 def test_threads_that_share_units_find_every_core_taken(native: ModuleType) -> None:
-    """Others compute on each core all the time, and eight threads share the units: the bits are those of one."""
+    """Others compute on each core all the time, eight threads share the units: the bits are those of one."""
     code = """
         import subprocess
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
