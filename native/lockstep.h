@@ -36,10 +36,9 @@ class Lockstep {
           place_[k].finished.store(s, std::memory_order_release);
       work(s, int64_t{0});
       place_[0].finished.store(s + 1, std::memory_order_release);
+      for (int64_t k = 1; k < shares_; ++k) stand_in(s, k, work);
       for (int64_t k = 1; k < shares_; ++k)
-        if (is_absent(k)) stand_in(s, k, work);
-      for (int64_t k = 1; k < shares_; ++k)
-        if (!reached(k, s + 1, true) && is_absent(k)) stand_in(s, k, work);
+        if (!reached(k, s + 1, true)) stand_in(s, k, work);
     }
     over_.store(true, std::memory_order_release);
   }
@@ -81,9 +80,10 @@ class Lockstep {
     return (place_[share].finished.load(std::memory_order_acquire) & kAbsent) != 0;
   }
 
+  // Works on a share for which nobody is there; who left may have done the step before leaving.
   template <class Work>
   void stand_in(int64_t s, int64_t share, Work work) {
-    if (given_up()) return;
+    if (place_[share].finished.load(std::memory_order_acquire) != (s | kAbsent) || given_up()) return;
     work(s, share);
     place_[share].finished.store((s + 1) | kAbsent, std::memory_order_release);
   }
