@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import unspool
+from unspool import introspect
 
 SRC = Path(unspool.__file__).parent.parent
 SENTENCE = "# {n}\n1\tthe\t_\tDET\t_\t_\t2\tdet\t_\t_\n2\tcat\t_\tNOUN\t_\t_\t0\troot\t_\tX=1\n\n"
@@ -70,6 +71,23 @@ def test_inspect_says_how_sure_the_tagger_is(run: Path) -> None:
     assert found["known"] == [True, False]
     assert max(found["likely"][0].values()) == found["likely"][0]["DET"]
     assert "dog*" in unspooled("inspect", run / "best", "the dog").stdout
+
+
+def test_inspect_shows_the_gates_and_what_moved_the_least_certain_label(run: Path, tmp_path: Path) -> None:
+    found = json.loads(unspooled("inspect", run / "best", "the dog runs", "--json").stdout)
+    assert len(found["mean gates"]["reverse"]["forget"]) == len(found["contributions"]) == 3
+    surest = [max(likely.values()) for likely in found["likely"]]
+    assert found["at"] == surest.index(min(surest))
+    assert found["label"] == found["labels"][found["at"]]
+    for name in ("gates.html", "gates.png", "gates.safetensors"):
+        done = unspooled("inspect", run / "best", "the dog runs", "-o", tmp_path / name)
+        assert (done.returncode, done.stderr) == (0, f"written: {tmp_path / name}\n")
+    words = ["the", "dog", "runs"]
+    assert f"{words[found['at']]}: {found['label']}" in (tmp_path / "gates.html").read_text()
+    assert introspect.Recording.load(tmp_path / "gates.safetensors").words == tuple(words)
+    done = unspooled("inspect", run / "best", " ")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "has no words" in done.stderr
 
 
 def test_a_bad_line_is_said_with_its_number(run: Path) -> None:

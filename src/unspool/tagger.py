@@ -23,7 +23,7 @@ from unspool import model as serving
 from unspool.data import schemes
 from unspool.errors import ConfigError, InputError
 from unspool.kernels import choose, load
-from unspool.kernels.contract import Cell, Kernels
+from unspool.kernels.contract import Cell, Kernels, Trace
 from unspool.model import Floats, Ints
 from unspool.vocabulary import PAD, Vocabulary
 
@@ -132,10 +132,11 @@ class Tagger:
         self.kernels: Kernels = choose("float32") if kernels == "auto" else load(kernels)
         self._tensors = tensors
         self._spelling = self.kernels.prepare(d.cell, serving.layer_weights(d.cell, 2, tensors, "spelling."))
-        self._layers = [
-            self.kernels.prepare(d.cell, serving.layer_weights(d.cell, 2, tensors, f"layers.{k}."))
-            for k in range(d.num_layers)
+        self.weights = [
+            serving.layer_weights(d.cell, 2, tensors, f"layers.{k}.") for k in range(d.num_layers)
         ]
+        self.layers = [self.kernels.prepare(d.cell, weights) for weights in self.weights]
+        self.label_weights: Floats = tensors["emissions.weight"]  # (K, 2·H)
         self.chain = crf.Chain(tensors["transitions"], tensors["start"], tensors["end"])
         self._decoded = constrained(self.chain, d.labels) if d.scheme != "none" else self.chain
 
@@ -173,16 +174,40 @@ class Tagger:
 
     def emissions(self, encoded: Encoded) -> Floats:
         """Score every label for every word: (T, B, K)."""
-        tensors = self._tensors
-        spelled = self._spell(encoded)
-        x = np.concatenate([tensors["words.weight"][encoded.words.T], spelled[encoded.spelled.T]], 2)
-        for prepared in self._layers:
-            hidden, _ = self.kernels.infer(prepared, np.ascontiguousarray(x), lengths=encoded.lengths)
+        return self.read_out(self.run(self.embed(encoded), encoded.lengths))
+
+    def embed(self, encoded: Encoded) -> Floats:
+        """What the first layer reads of each word: (T, B, E)."""
+        words = self._tensors["words.weight"][encoded.words.T]
+        return np.concatenate([words, self._spell(encoded)[encoded.spelled.T]], 2)
+
+    def run(self, x: Floats, lengths: Ints) -> Floats:
+        """Run all layers over (T, B, E): the top layer's hidden states (T, B, 2, H)."""
+        for prepared in self.layers:
+            hidden, _ = self.kernels.infer(prepared, x, lengths=lengths)
             x = serving.side_by_side(hidden)
-        steps, batch, width = x.shape
+        return hidden  # type: ignore[no-any-return]
+
+    def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
+        """Run all layers over (T, B, E) and keep every layer's trace."""
+        traces = []
+        for prepared in self.layers:
+            trace, _ = self.kernels.forward(prepared, x, lengths=lengths)
+            traces.append(trace)
+            x = serving.side_by_side(trace.hidden)
+        return traces
+
+    def read_out(self, hidden: Floats) -> Floats:
+        """The emissions, (T, B, K), of the top layer's hidden states."""
+        steps, batch = hidden.shape[:2]
+        flat = serving.side_by_side(hidden).reshape(steps * batch, self.label_weights.shape[1])
         # Not a matrix product: BLAS orders its sums by the size of the batch.
-        scores = np.einsum("nh,kh->nk", x.reshape(steps * batch, width), tensors["emissions.weight"])
-        return (scores + tensors["emissions.bias"]).reshape(steps, batch, scores.shape[1])  # type: ignore[no-any-return]
+        scores = np.einsum("nh,kh->nk", flat, self.label_weights) + self._tensors["emissions.bias"]
+        return scores.reshape(steps, batch, scores.shape[1])  # type: ignore[no-any-return]
+
+    def decode(self, emissions: Floats, lengths: Ints) -> Ints:
+        """The best labels by number, (T, B): of spans only what their scheme allows."""
+        return crf.viterbi(emissions, lengths, self._decoded)[0]
 
     def predict(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 128) -> list[list[str]]:
         """Label the words of sentences.
@@ -205,7 +230,7 @@ class Tagger:
         for at in range(0, len(order), batch_size):
             rows = order[at : at + batch_size]
             encoded = self.encode([sentences[row] for row in rows])
-            best, _ = crf.viterbi(self.emissions(encoded), encoded.lengths, self._decoded)
+            best = self.decode(self.emissions(encoded), encoded.lengths)
             for b, row in enumerate(rows):
                 answers[row] = self.spell_out(best[: len(sentences[row]), b])
         return answers

@@ -39,6 +39,7 @@ from unspool.metrics import Accuracy
 from unspool.model import Model, task_of
 from unspool.parser import TASK as PARSING
 from unspool.tagger import TASK as TAGGING
+from unspool.tagger import Tagger
 from unspool.translator import TASK as TRANSLATION
 
 FAILED, USAGE, CHECK, INTERRUPTED = 1, 2, 3, 130
@@ -349,8 +350,10 @@ def inspect(
     unspool inspect runs/demo/best "Not bad at all." -o gates.html
     unspool inspect runs/de-en/best "Ein Hund rennt." -o attention.html
     unspool inspect runs/lm/best "def main(" -o gates.html
+    unspool inspect runs/tags/best "Time flies like an arrow ." -o gates.png
 
-    Of a language model it is what moved the next unit, and how hard each was to guess.
+    Of a language model it is what moved the next unit, and how hard each was to guess; of a tagger what moved
+    the least certain label, and how likely each word's are.
 
     Parameters
     ----------
@@ -389,22 +392,26 @@ def inspect(
             if output is not None and not quiet:
                 _say(f"written: {output}")
         return 0
-    if task in (TAGGING, PARSING):
+    if task == PARSING:
         if output is not None:
             raise ConfigError(
-                f"inspect writes no file for a {'tagger' if task == TAGGING else 'parser'} yet.\n"
-                f"  Fix: leave --output out; --json prints all."
+                "inspect writes no file for a parser yet.\n  Fix: leave --output out; --json prints all."
             )
-        looked = tagging if task == TAGGING else parsing
         if json:
-            _print_json(looked.inspection(model, text))
+            _print_json(parsing.inspection(model, text))
         else:
-            _print(looked.table(model, text))
+            _print(parsing.table(model, text))
         return 0
-    loaded = LanguageModel.load(model) if task == LANGUAGE_MODEL else Model.load(model)
+    kinds: dict[str, Any] = {LANGUAGE_MODEL: LanguageModel, TAGGING: Tagger}
+    loaded = kinds.get(task, Model).load(model)
     recording = introspect.record(loaded, text)
-    moved = introspect.contributions(loaded, text)
-    if isinstance(loaded, LanguageModel):
+    at = introspect.uncertain(loaded, text) if isinstance(loaded, Tagger) else None
+    moved = introspect.contributions(loaded, text, at=at)
+    if isinstance(loaded, Tagger):
+        assert at is not None
+        details, said = tagging.details(loaded, text, at)
+        shown = tagging.as_answer(moved, at)
+    elif isinstance(loaded, LanguageModel):
         details, said = language.details(loaded, text, moved)
         shown = language.as_answer(moved)
     else:

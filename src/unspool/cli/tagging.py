@@ -1,5 +1,6 @@
 """What the verbs do with a tagger: eval, predict, inspect.  Without torch, and without a word printed."""
 
+import dataclasses
 import itertools
 import sys
 import tomllib
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from unspool import crf
+from unspool import crf, introspect
 from unspool.data import conll, tagged
 from unspool.data.conll import Format, Sentence
 from unspool.errors import ConfigError, DataError
@@ -60,39 +61,30 @@ def predict(model: Path, texts: Sequence[str], stdin: Iterable[bytes]) -> Iterat
         )
 
 
-def inspection(model: Path, text: str) -> dict[str, Any]:
-    """The labels of a text's words, and how sure the tagger is of each: the three likeliest labels."""
-    loaded = Tagger.load(model)
+def details(model: Tagger, text: str, at: int) -> tuple[dict[str, Any], str]:
+    """What an inspection says besides, for programs and for people: each word's three likeliest labels."""
     words = text.split()
-    (labels,) = loaded.predict([words])
-    encoded = loaded.encode([words])
-    likely = crf.marginals(loaded.emissions(encoded), encoded.lengths, loaded.chain)[:, 0]
-    known = loaded.vocabulary.known([word.lower() for word in words])
-    return {
-        "words": words,
-        "known": [bool(k) for k in known],
-        "labels": labels,
-        "likely": [
-            {loaded.description.labels[k]: round(float(row[k]), 6) for k in row.argsort()[::-1][:3]}
-            for row in likely
-        ],
-    }
+    (labels,) = model.predict([words])
+    encoded = model.encode([words])
+    likely = crf.marginals(model.emissions(encoded), encoded.lengths, model.chain)[:, 0]
+    known = model.vocabulary.known([word.lower() for word in words])
+    three = [
+        {model.description.labels[k]: round(float(row[k]), 6) for k in row.argsort()[::-1][:3]}
+        for row in likely
+    ]
+    width, wide = max(map(len, words)), max(map(len, labels))
+    lines = [
+        f"  {word:<{width}}{' ' if there else '*'} {label:<{wide}}  "
+        + "  ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        for word, there, label, shares in zip(words, known, labels, three, strict=True)
+    ]
+    told = "probabilities over all labellings of the sentence; * a word unknown but for its letters"
+    return {"labels": labels, "likely": three, "at": at}, "\n".join([*lines, told])
 
 
-def table(model: Path, text: str) -> str:
-    """The same for people."""
-    found = inspection(model, text)
-    width = max((len(word) for word in found["words"]), default=0)
-    wide = max((len(label) for label in found["labels"]), default=0)
-    lines = []
-    for word, known, label, likely in zip(
-        *(found[k] for k in ("words", "known", "labels", "likely")), strict=True
-    ):
-        others = "  ".join(f"{name} {share:.1%}" for name, share in likely.items())
-        lines.append(f"  {word:<{width}}{' ' if known else '*'} {label:<{wide}}  {others}")
-    return "\n".join(
-        [*lines, "probabilities over all labellings of the sentence; * a word unknown but for its letters"]
-    )
+def as_answer(moved: introspect.Contributions, at: int) -> introspect.Contributions:
+    """What moved a label, for a picture whose heading is to say which word's."""
+    return dataclasses.replace(moved, label=f"{moved.words[at]}: {moved.label}")
 
 
 def _own(model: Path, column: str, quiet: bool) -> list[Sentence]:

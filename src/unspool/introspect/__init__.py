@@ -19,7 +19,13 @@ through the kernels' own backward pass.
     tables.py         results as text, HTML and pandas tables
 """
 
-from unspool.introspect.attribution import Contributions, RightContext, contributions, right_context
+from unspool.introspect.attribution import (
+    Contributions,
+    RightContext,
+    contributions,
+    right_context,
+    uncertain,
+)
 from unspool.introspect.capture import Capture, Reading, capture
 from unspool.introspect.faults import Fault, locate, locate_captured, locate_recorded
 from unspool.introspect.gradients import (
@@ -80,4 +86,5 @@ __all__ = [
     "right_context",
     "saturation",
     "stretches",
+    "uncertain",
 ]

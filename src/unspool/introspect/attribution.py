@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unspool import crf
 from unspool.errors import InputError
 from unspool.introspect.inputs import of_module
 from unspool.introspect.recording import words_of
-from unspool.introspect.stack import check_step
+from unspool.introspect.stack import check_step, read_texts
 from unspool.introspect.tables import Shown
 from unspool.kernels.contract import Trace
 from unspool.language import LanguageModel
 from unspool.model import Floats, Ints, Model, side_by_side, softmax
+from unspool.tagger import Tagger
 from unspool.vocabulary import PAD, UNKNOWN
 
 
@@ -57,6 +59,7 @@ def contributions(
 
         contributions(model, "a quietly moving film")     a `Model`: `Contributions` of its words
         contributions(model, "the cat sat on the m")      a `LanguageModel`: of its units, to what comes next
+        contributions(model, "Time flies .", at=1)        a `Tagger`: of its words, to the label of one
         contributions(network, x, target=2)               a torch model or layer: `InputContributions`
 
     Of a torch model the path runs straight from zeros to x, or where x is of whole numbers from vectors of
@@ -65,13 +68,16 @@ def contributions(
     change, or `steps` points are spent.
 
     Args:
-        model: a `Model`, a `LanguageModel`, a layer, or a torch model with layers of unspool.nn in it.
+        model: a `Model`, a `LanguageModel`, a `Tagger`, a layer, or a torch model with layers of unspool.nn
+            in it.
         x: the text; or what the model takes, of several things as a tuple the first is explained.
         steps: points on the path.  None: 128 for a `Model`, at most 1,024 for a torch model.
         target: which of the outputs; or a function of what the model returns, to (B,).  None: each sample's
             largest.  Not for a `Model`, whose margin between the label and its rival is explained; for a
-            language model the unit, as a text, whose margin over the likeliest other one is.
-        at: the step, where the model answers at every step; of a language model the last where it is None.
+            language model the unit, as a text, whose margin over the likeliest other one is, for a tagger the
+            label by name.
+        at: the step, where the model answers at every step.  None: of a language model the last, of a tagger
+            the word whose label is the least certain.
         lengths: goes to the model's forward by this name.
 
     Raises:
@@ -85,6 +91,10 @@ def contributions(
         if lengths is not None:
             raise InputError("a text has its own length.\n  Received: lengths.\n  Fix: leave them out.")
         return _of_next(model, x, 128 if steps is None else steps, target, -1 if at is None else at)
+    if isinstance(model, Tagger):
+        if lengths is not None:
+            raise InputError("a text has its own length.\n  Received: lengths.\n  Fix: leave them out.")
+        return _of_label(model, x, 128 if steps is None else steps, target, at)
     if not isinstance(model, Model):
         return of_module(model, x, 1024 if steps is None else steps, target, at, lengths)
     for name, given in (("target", target), ("at", at), ("lengths", lengths)):
@@ -204,6 +214,85 @@ def _number(model: LanguageModel, target: Any) -> int:
     )
 
 
+def uncertain(model: Tagger, text: str) -> int:
+    """The place of the word whose likeliest label is the least likely.
+
+    Raises:
+        InputError: the text has no words.
+    """
+    encoded = model.encode([words_of(model, text)])
+    return int(crf.marginals(model.emissions(encoded), encoded.lengths, model.chain).max(2)[:, 0].argmin())
+
+
+def _of_label(model: Tagger, text: str, steps: int, target: Any, at: int | None) -> Contributions:
+    """Attribute the label of one word to all words of the sentence.
+
+        M = ln p(label) - ln p(rival)       of the word at `at`; the path is that of `_of_text`
+
+    The labels of the other words are summed over, so that the CRF has its part in it: dM by an emission is
+    its probability where the word has the label, less that where it has the rival.
+
+    Raises:
+        InputError: no words, no such step, or a label that the tagger does not know, or its only one.
+    """
+    shown = words_of(model, text)
+    at = uncertain(model, text) if at is None else check_step(at, len(shown))
+    names = model.description.labels
+    if len(names) < 2 or (target is not None and target not in names):
+        raise InputError(
+            f"the tagger knows no {'two labels' if target is None else f'label {target!r:.60}'}.\n"
+            f"  Received: {len(names)} labels.\n  Fix: one of two or more, here {', '.join(names):.200}."
+        )
+    encoded = model.encode([shown])
+    lengths, x = encoded.lengths, model.embed(encoded)  # (T, 1, E)
+    emissions = model.read_out(model.run(x, lengths))
+    likely = crf.marginals(emissions, lengths, model.chain)[at, 0].astype(np.float64)
+    best = int(model.decode(emissions, lengths)[at, 0]) if target is None else names.index(target)
+    score = float(likely[best])
+    likely[best] = -1
+    rival = int(likely.argmax())
+
+    def held(scores: Floats, label: int) -> Floats:
+        """The same scores, for the labellings that give the word this label."""
+        only = np.full_like(scores[at], -np.inf)
+        only[:, label] = scores[at, :, label]
+        kept = scores.copy()
+        kept[at] = only
+        return kept
+
+    def margin_of(scores: Floats) -> float:
+        sums = [crf.log_partition(held(scores, label), lengths, model.chain)[0] for label in (best, rival)]
+        return float(sums[0] - sums[1])
+
+    slope = np.zeros_like(x[:, 0], np.float64)
+    along = (np.arange(steps, dtype=np.float32) + 0.5) / np.float32(steps)
+    for start in range(0, steps, _AT_ONCE):
+        part = along[start : start + _AT_ONCE]
+        path = np.ascontiguousarray(x * part[None, :, None])
+        many = np.full(len(part), len(shown), np.int64)
+        traces = model.traced(path, many)
+        scores = model.read_out(traces[-1].hidden)
+        towards, away = (
+            crf.marginals(held(scores, label), many, model.chain).astype(np.float32)
+            for label in (best, rival)
+        )
+        slope += _down(model, path, traces, (towards - away) @ model.label_weights, many).sum(1)
+    values = (x[:, 0] * slope / steps).sum(1)
+
+    margin = margin_of(emissions)
+    without = margin_of(model.read_out(model.run(np.zeros_like(x), lengths)))
+    return Contributions(
+        words=shown,
+        values=values,
+        label=names[best],
+        rival=names[rival],
+        score=score,
+        margin=margin,
+        margin_without=without,
+        gap=margin - without - float(values.sum()),
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RightContext(Shown):
     """How far what follows a word changed the reading of it, as a share of its state's size."""
@@ -231,7 +320,7 @@ class RightContext(Shown):
         return "nothing, to the bit" if most == 0 else f"{most:.0%} at the most, through the layers below"
 
 
-def right_context(model: Model, text: str) -> RightContext:
+def right_context(model: Model | Tagger, text: str) -> RightContext:
     """Read each word once with all that follows and once with nothing after it, and compare its state.
 
         |h_t(whole) - h_t(up to t)| / |h_t(whole)|        in the top layer, each direction apart
@@ -243,12 +332,11 @@ def right_context(model: Model, text: str) -> RightContext:
         InputError: the text has no words.
     """
     tokens = words_of(model, text)
-    encoded = model.encode([text])
-    x = model.embed(encoded.tokens)  # (T, 1, E)
+    x, lengths = read_texts(model, [text])  # (T, 1, E)
     count = len(tokens)
     beginnings = np.ascontiguousarray(np.repeat(x, count, 1))
     cut = model.run(beginnings, np.arange(1, count + 1))  # (T, T, D, H): column t ends with word t
-    whole = model.run(x, encoded.lengths)[:, 0]  # (T, D, H)
+    whole = model.run(x, lengths)[:, 0]  # (T, D, H)
     at = np.arange(count)
     apart = np.linalg.norm(whole - cut[at, at], axis=2)
     share = apart / np.maximum(np.linalg.norm(whole, axis=2), np.finfo(np.float32).tiny)
@@ -264,7 +352,7 @@ def _margin_gradient(model: Model, x: Floats, lengths: Ints, towards: Floats) ->
 
 
 def _down(
-    model: Model | LanguageModel, x: Floats, traces: list[Trace], d_output: Floats, lengths: Ints
+    model: Model | LanguageModel | Tagger, x: Floats, traces: list[Trace], d_output: Floats, lengths: Ints
 ) -> Floats:
     """Take a gradient of the top layer's outputs (T, B, D·H) through all layers down to their input."""
     inputs = [x, *(side_by_side(trace.hidden) for trace in traces[:-1])]

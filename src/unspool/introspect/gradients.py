@@ -197,8 +197,8 @@ def gradient_terms(
     """Take the gradient of one step's loss apart: one term for each step that the weight was used at.
 
     Args:
-        layer: an RNN, LSTM or GRU of unspool.nn or torch.nn, of any depth, one or two directions; a `Model`
-            or `LanguageModel`; or a torch model with layers of unspool.nn in it, which is run in eval mode.
+        layer: an RNN, LSTM or GRU of unspool.nn or torch.nn, of any depth, one or two directions; a `Model`,
+            `LanguageModel` or `Tagger`; or a torch model with layers of unspool.nn in it, run in eval mode.
         x: (T, I), or with a batch as the layer takes it; what a model's forward takes, several things as a
             tuple; for a `Model` a text or texts will do.
         at: t, whose output the loss is of; -1 for a model that answers once.

@@ -20,6 +20,7 @@ from unspool.introspect.tables import Shown, lines
 from unspool.kernels.contract import Cell, Gate, Trace
 from unspool.language import LanguageModel
 from unspool.model import Floats, Model
+from unspool.tagger import Tagger
 from unspool.vocabulary import UNKNOWN, words
 
 _WHAT = "recording"
@@ -153,20 +154,20 @@ class Recording(Shown):
 def record(given: Any, x: Any, *, lengths: Any = None) -> Any:
     """Run something once, as it answers, and keep every gate and state of every layer and direction.
 
-        record(model, "a quietly moving film")      a `Model`, `LanguageModel`: its `Recording`, with words
+        record(model, "a quietly moving film")      a `Model`, `LanguageModel`, `Tagger`: its `Recording`
         record(layer, x)                            an nn layer, ours or torch's: a `Capture`, of the name ""
         record(network, x)                          a torch model: a `Capture`, by the modules' names
 
     Args:
-        given: a `Model` or `LanguageModel`, a layer, or a torch model with layers of unspool.nn in it, run in
-            eval mode.
+        given: a `Model`, `LanguageModel` or `Tagger`, a layer, or a torch model with layers of unspool.nn in
+            it, run in eval mode.
         x: the text; or what the layer or model takes, see `gradient_terms`.
         lengths: (B,) real steps.  None: all.
 
     Raises:
         InputError: the text has no words, or an argument does not fit.
     """
-    if isinstance(given, Model | LanguageModel):
+    if isinstance(given, stacks.READERS):
         if lengths is not None:
             raise InputError("a text has its own length.\n  Received: lengths.\n  Fix: leave them out.")
         return _of_text(given, x)
@@ -176,21 +177,26 @@ def record(given: Any, x: Any, *, lengths: Any = None) -> Any:
     return Capture({"": [Reading.of(stack.cell, stack.forward(stack.read(x)[0], lengths))]})
 
 
-def _of_text(model: Model | LanguageModel, text: str) -> Recording:
+def _of_text(model: Model | LanguageModel | Tagger, text: str) -> Recording:
     tokens = words_of(model, text)
-    encoded = model.encode([text])
-    traces = model.traced(model.embed(encoded.tokens), encoded.lengths)
-    known = tuple(bool(number != UNKNOWN) for number in encoded.tokens[0])
-    return Recording(model.description.cell, tokens, known, tuple(traces))
+    traces = model.traced(*stacks.read_texts(model, [text]))
+    if isinstance(model, Tagger):
+        known = model.vocabulary.known([word.lower() for word in tokens])
+    else:
+        known = model.encode([text]).tokens[0] != UNKNOWN
+    return Recording(model.description.cell, tokens, tuple(map(bool, known)), tuple(traces))
 
 
-def words_of(model: Model | LanguageModel, text: str) -> tuple[str, ...]:
+def words_of(model: Model | LanguageModel | Tagger, text: str) -> tuple[str, ...]:
     """The words that the model reads of a text, of a language model its units; there must be one."""
     if isinstance(model, LanguageModel):
         if not text:
             raise InputError("there is no text.\n  Received: nothing to read.\n  Fix: give a sentence.")
         return model.shown(text)
-    tokens = words(text, lowercase=model.vocabulary.lowercase)[: model.description.max_length]
+    if isinstance(model, Tagger):
+        tokens = text.split()
+    else:
+        tokens = words(text, lowercase=model.vocabulary.lowercase)[: model.description.max_length]
     if not tokens:
         raise InputError("the text has no words.\n  Received: nothing to read.\n  Fix: give a sentence.")
     return tuple(tokens)

@@ -1,9 +1,9 @@
 """The recurrent layers of whatever is looked at, as kernels and arrays: one form for all of this room.
 
-An `unspool.nn` layer, a torch.nn one, a `Model` or a `LanguageModel`: their weights are read as they
-are now, a float64 layer runs the reference, a float32 one the native kernels.  Dropout between layers is not
-applied: what is looked at is the network as it answers.  torch is not imported: a layer is known by what it
-has.
+An `unspool.nn` layer, a torch.nn one, a `Model`, a `LanguageModel` or a `Tagger`: their weights are read as
+they are now, a float64 layer runs the reference, a float32 one the native kernels.  Dropout between layers is
+not applied: what is looked at is the network as it answers.  torch is not imported: a layer is known by what
+it has.
 
     T time steps   B batch   I input size   H hidden size   D directions   G gates   L layers
 """
@@ -19,8 +19,12 @@ from unspool.kernels import checks, choose, load
 from unspool.kernels.contract import Cell, Flow, Gradients, Kernels, State, Trace, Weights
 from unspool.language import LanguageModel
 from unspool.model import Model, side_by_side
+from unspool.tagger import Tagger
 
 Numbers = NDArray[Any]
+
+READERS = (Model, LanguageModel, Tagger)
+"""What is served with NumPy alone and reads texts."""
 
 _CELLS = {"RNN_TANH": Cell.RNN_TANH, "RNN_RELU": Cell.RNN_RELU, "LSTM": Cell.LSTM, "GRU": Cell.GRU}
 
@@ -170,34 +174,42 @@ def is_layer(given: Any) -> bool:
 def entered(stack: Stack, given: Any, x: Any, lengths: Any) -> tuple[Numbers, bool, Any]:
     """What a layer reads: (T, B, I), whether it came without a batch axis, and the lengths.
 
-    A `Model` and a `LanguageModel` read texts too, a single one or a list.
+    What reads texts is given a single one too, or a list.
 
     Raises:
         InputError: the input does not fit, a text has no words, or lengths go with texts.
     """
     texts = [x] if isinstance(x, str) else x
-    reads_texts = isinstance(given, Model | LanguageModel) and isinstance(texts, list | tuple)
-    if reads_texts and texts and isinstance(texts[0], str):
-        encoded = given.encode(list(texts))
-        if lengths is not None or (encoded.lengths == 0).any():
+    if isinstance(given, READERS) and isinstance(texts, list | tuple) and texts and isinstance(texts[0], str):
+        embedded, own = read_texts(given, list(texts))
+        if lengths is not None or (own == 0).any():
             received = "lengths" if lengths is not None else "a text without words"
             raise InputError(
                 f"texts have lengths of their own, of a word or more.\n  Received: {received}.\n"
                 f"  Fix: pass sentences, and no lengths."
             )
-        return given.embed(encoded.tokens), isinstance(x, str), encoded.lengths
+        return embedded, isinstance(x, str), own
     array, alone = stack.read(x)
     return array, alone, lengths
 
 
+def read_texts(given: Model | LanguageModel | Tagger, texts: list[str]) -> tuple[Numbers, NDArray[np.int64]]:
+    """What the first layer reads of texts, (T, B, E), and their lengths; a tagger's are cut at blanks."""
+    if isinstance(given, Tagger):
+        cut = given.encode([text.split() for text in texts])
+        return given.embed(cut), cut.lengths
+    encoded = given.encode(texts)
+    return given.embed(encoded.tokens), encoded.lengths
+
+
 def of(layer: Any, kernels: str = "auto") -> Stack:
-    """Take the recurrent layers of a layer, a Model or a LanguageModel.
+    """Take the recurrent layers of a layer, a Model, a LanguageModel or a Tagger.
 
     Raises:
         InputError: it is neither, or is of a kind that cannot be looked at.
     """
     weights: tuple[tuple[Weights, ...], ...]
-    if isinstance(layer, Model | LanguageModel):
+    if isinstance(layer, READERS):
         d = layer.description
         weights = tuple(map(tuple, layer.weights))
         dtype, batch_first, cell = "float32", False, d.cell
@@ -215,7 +227,7 @@ def _of_torch(layer: Any) -> tuple[Cell, tuple[tuple[Weights, ...], ...], bool]:
     if not is_layer(layer):
         raise InputError(
             f"this is no recurrent layer.\n  Received: {type(layer).__name__}.\n"
-            f"  Fix: pass an RNN, LSTM or GRU of unspool.nn or torch.nn, or a Model or LanguageModel."
+            f"  Fix: pass an RNN, LSTM or GRU of unspool.nn or torch.nn, a Model, LanguageModel or Tagger."
         )
     if getattr(layer, "proj_size", 0):
         raise InputError("a projected LSTM cannot be looked at yet.\n  Received: proj_size above 0.")
