@@ -54,6 +54,8 @@ def test_what_comes_in_on_stdin_goes_out_with_trees_and_nothing_else_changed(run
     done = unspooled("predict", run / "best", stdin="".join(BARE.format(n=n) for n in range(150)))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "".join(SENTENCE.format(n=n) for n in range(150))
+    done = unspooled("predict", run / "best", stdin="# a comment alone\n\n\n" + BARE + "# newpar\n")
+    assert done.stdout == "# a comment alone\n\n" + SENTENCE + "# newpar\n\n"
 
 
 def test_words_given_as_a_text_come_back_as_conllu(run: Path) -> None:

@@ -49,6 +49,8 @@ def test_what_comes_in_on_stdin_goes_out_with_other_labels_alone(run: Path) -> N
     done = unspooled("predict", run / "best", stdin=plain)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "".join(SENTENCE.format(n=n) for n in range(300))
+    done = unspooled("predict", run / "best", stdin="# a comment alone\n\n\n" + SENTENCE)
+    assert done.stdout == "# a comment alone\n\n" + SENTENCE
 
 
 def test_words_given_as_a_text_come_back_with_labels(run: Path) -> None:

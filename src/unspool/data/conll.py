@@ -85,6 +85,10 @@ def sentences(
         where: what to call them in messages.
         format, column, labelled, on_bad: as for `read`, the format given.
 
+    Yields:
+        Sentences; lines in which no word stands, such as comments alone, are one only where no labels are
+        read, to be written again.
+
     Raises:
         DataError: a sentence is not what it should be.
     """
@@ -105,7 +109,7 @@ def sentences(
                 raise
             on_bad(error)
         else:
-            if sentence.words:
+            if sentence.words or not labelled:
                 yield sentence
 
     for number, raw in enumerate(lines, start=1):
