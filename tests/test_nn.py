@@ -1803,13 +1803,6 @@ def test_a_dropout_that_is_no_real_number_is_a_wrong_value(name: str, wrong: Any
         getattr(nn, name)(I, H, dropout=wrong)
 
 
-@pytest.mark.parametrize("proj_size", [1, -1, H, True])
-def test_a_projection_is_refused_by_name(proj_size: Any) -> None:
-    # torch has it for the LSTM; here a projection is not built, and that is said whatever its size.
-    with pytest.raises(ValueError, match=r"proj_size is not supported\n  Received: .*\n  Fix: "):
-        nn.LSTM(I, H, proj_size=proj_size)
-
-
 @pytest.mark.parametrize("name", ["RNN", "GRU"])
 def test_a_projection_is_no_argument_of_other_cells(name: str) -> None:
     # torch takes **kwargs and raises a ValueError by hand; a signature spelled out raises Python's own.

@@ -1,12 +1,18 @@
-"""What the layers have beyond torch's: recurrent dropout, the forget gate's bias at the start, the trace."""
+"""What the layers have beyond torch's: recurrent dropout, the forget gate's bias at the start, the trace.
+
+And what of a cell is optional: projection, which torch has too, layer normalisation, peepholes.
+"""
 
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from unspool import nn
+from unspool.errors import InputError, KernelsError
+from unspool.introspect import gradient_terms
 from unspool.kernels import masks
 
 KINDS = [nn.RNN, nn.LSTM, nn.GRU]
@@ -119,3 +125,287 @@ def test_a_trace_takes_a_state_and_one_sequence_and_refuses_packed_input() -> No
         layer.trace(pack_padded_sequence(torch.randn(2, 1, 3), torch.tensor([2])))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="hx must be a tuple"):
         layer.trace(x, hx[0])
+
+
+# -- more than the plain cell: projection, layer normalisation, peepholes
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "projection": {"proj_size": 3},
+    "norm": {"layer_norm": True},
+    "peephole": {"peephole": True},
+    "all": {"proj_size": 3, "layer_norm": True, "peephole": True},
+}
+DTYPES = {"native": torch.float32, "reference": torch.float64}
+CLOSE = {"native": 2e-6, "reference": 1e-12}
+
+
+def away_from_the_start(layer: Any) -> None:
+    """Norms start at gain 1 and bias 0, which hides whether they are read."""
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if name.startswith("norm_"):
+                parameter.add_(torch.rand_like(parameter) - 0.5)
+
+
+def results(layer: Any, x: Tensor, hx: Any = None) -> list[Tensor]:
+    """The output, the final state, and every gradient of a sum that no two of them give alike."""
+    x = x.clone().requires_grad_()
+    out, final = layer(x, hx)
+    parts = [out, *(final if isinstance(final, tuple) else (final,))]
+    loss = sum(
+        (part * torch.linspace(-1, 2, part.numel(), dtype=part.dtype).view_as(part)).sum() for part in parts
+    )
+    return [*parts, *torch.autograd.grad(loss, [x, *layer.parameters()])]  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(
+    "given", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {"bias": False}]
+)
+@pytest.mark.parametrize("kernels", BOTH)
+def test_a_projected_lstm_is_torchs(kernels: str, given: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    theirs = torch.nn.LSTM(4, 6, proj_size=3, dtype=DTYPES[kernels], **given)
+    torch.manual_seed(1)
+    ours = nn.LSTM(4, 6, proj_size=3, dtype=DTYPES[kernels], kernels=kernels, **given)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for own, their in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(own, their)
+    assert [len(four) for four in ours.all_weights] == [len(four) for four in theirs.all_weights]
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(5, 5, 4, dtype=DTYPES[kernels])
+    rows = len(ours.all_weights)
+    hx = (torch.randn(rows, 5, 3, dtype=x.dtype), torch.randn(rows, 5, 6, dtype=x.dtype))
+    for state in (None, hx):
+        for own, their in zip(results(ours, x, state), results(theirs, x, state), strict=True):
+            torch.testing.assert_close(own, their, atol=20 * CLOSE[kernels], rtol=20 * CLOSE[kernels])
+    one, _ = ours(x[0])
+    torch.testing.assert_close(one, theirs(x[0])[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_a_projected_lstm_takes_packed_sequences_lengths_and_masks() -> None:
+    torch.manual_seed(1)
+    theirs = torch.nn.LSTM(4, 6, proj_size=3, bidirectional=True)
+    ours = nn.LSTM(4, 6, proj_size=3, bidirectional=True)
+    ours.load_state_dict(theirs.state_dict())
+    x, lengths = torch.randn(7, 4, 4), torch.tensor([2, 7, 3, 5])
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    want, (h, c) = theirs(packed)
+    got, (own_h, own_c) = ours(packed)
+    padded, _ = ours(x, lengths=lengths)
+    torch.testing.assert_close(got.data, want.data)
+    torch.testing.assert_close(own_h, h)
+    torch.testing.assert_close(own_c, c)
+    assert torch.equal(pad_packed_sequence(got)[0], padded)
+    dropping = nn.LSTM(4, 6, proj_size=3, recurrent_dropout=0.5)
+    assert dropping(x)[0].shape == (7, 4, 3)
+    with pytest.raises(RuntimeError, match="batch, proj_size"):
+        dropping(x, recurrent_mask=torch.ones(1, 4, 6))
+
+
+@pytest.mark.parametrize("wrong", [-1, 6, 7])
+def test_a_projection_that_does_not_fit_is_refused_as_torch_does(wrong: int) -> None:
+    with pytest.raises(ValueError, match="proj_size") as theirs:
+        torch.nn.LSTM(4, 6, proj_size=wrong)
+    with pytest.raises(ValueError, match=r"\n  Received: .*\n  Fix: ") as ours:
+        nn.LSTM(4, 6, proj_size=wrong)
+    assert str(ours.value).splitlines()[0] == str(theirs.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"proj_size": True}, {"proj_size": 1.0}, {"layer_norm": 1}, {"peephole": "yes"}], ids=str
+)
+def test_an_option_of_another_type_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(wrong))} should be of type"):
+        nn.LSTM(4, 6, **wrong)
+
+
+def test_a_state_of_the_wrong_size_is_refused_by_what_it_should_be() -> None:
+    layer, x = nn.LSTM(4, 6, proj_size=3), torch.randn(5, 2, 4)
+    with pytest.raises(RuntimeError, match=r"hidden\[0\] size \(1, 2, 3\)(.|\n)*proj_size"):
+        layer(x, (torch.zeros(1, 2, 6), torch.zeros(1, 2, 6)))
+    with pytest.raises(RuntimeError, match=r"hidden\[1\] size \(1, 2, 6\)(.|\n)*hidden_size"):
+        layer(x, (torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)))
+
+
+def normed(z: Tensor, norm: Tensor) -> Tensor:
+    return torch.nn.functional.layer_norm(z, z.shape[-1:], norm[0], norm[1])
+
+
+def written_out(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """One forward layer of an LSTM with every option, an equation a line, by torch's operations."""
+    w = dict(layer.named_parameters())
+    h, c = (
+        x.new_zeros(x.size(1), layer.proj_size or layer.hidden_size),
+        x.new_zeros(x.size(1), layer.hidden_size),
+    )
+    peep_i, peep_f, peep_o = w.get("peephole_l0", x.new_zeros(3, layer.hidden_size))
+    outputs = []
+    for x_t in x:
+        of_x, of_h = x_t @ w["weight_ih_l0"].T, h @ w["weight_hh_l0"].T
+        if layer.layer_norm:
+            of_x, of_h = normed(of_x, w["norm_input_l0"]), normed(of_h, w["norm_recurrent_l0"])
+        i, f, g, o = (of_x + of_h + w["bias_ih_l0"] + w["bias_hh_l0"]).chunk(4, -1)
+        c_prev = c
+        c = torch.sigmoid(f + peep_f * c_prev) * c_prev + torch.sigmoid(i + peep_i * c_prev) * torch.tanh(g)
+        shown = normed(c, w["norm_cell_l0"]) if layer.layer_norm else c
+        h = torch.sigmoid(o + peep_o * c) * torch.tanh(shown)
+        if layer.proj_size:
+            h = h @ w["weight_hr_l0"].T
+        outputs.append(h)
+    return torch.stack(outputs), (h, c)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+@pytest.mark.parametrize("chosen", OPTIONS)
+def test_an_lstm_with_options_is_its_equations_written_out(kernels: str, chosen: str) -> None:
+    torch.manual_seed(1)
+    layer = nn.LSTM(4, 6, dtype=DTYPES[kernels], kernels=kernels, **OPTIONS[chosen])
+    away_from_the_start(layer)
+
+    class WrittenOut(torch.nn.Module):
+        def forward(self, x: Tensor, hx: Any) -> Any:
+            return written_out(layer, x)
+
+        def parameters(self, recurse: bool = True) -> Any:
+            return layer.parameters()
+
+    x = torch.randn(7, 5, 4, dtype=DTYPES[kernels])
+    got, want = results(layer, x), results(WrittenOut(), x)
+    for own, their in zip(got, want, strict=True):
+        assert (own - their.view_as(own)).norm() <= 10 * CLOSE[kernels] * their.norm()
+        assert their.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layer_norm_has_the_kernel_sets_agree_for_every_cell(kind: Any) -> None:
+    torch.manual_seed(1)
+    layer = kind(4, 6, 2, layer_norm=True, bidirectional=True, kernels="native")
+    away_from_the_start(layer)
+    definition = kind(4, 6, 2, layer_norm=True, bidirectional=True, kernels="reference", dtype=torch.float64)
+    definition.load_state_dict(layer.state_dict())
+    x = torch.randn(7, 5, 4)
+    for own, their in zip(results(layer, x), results(definition, x.double()), strict=True):
+        assert (own - their).norm() <= 20 * CLOSE["native"] * their.norm()
+    plain = kind(4, 6, 2, bidirectional=True)
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    assert not torch.allclose(plain(x)[0], layer(x)[0], atol=1e-2)
+
+
+def test_norms_start_at_gain_1_and_bias_0_and_the_rest_as_torchs() -> None:
+    torch.manual_seed(1)
+    layer = nn.LSTM(4, 6, layer_norm=True)
+    torch.manual_seed(1)
+    plain = torch.nn.LSTM(4, 6)
+    for name, parameter in layer.named_parameters():
+        if name.startswith("norm_"):
+            assert parameter[0].eq(1).all()
+            assert parameter[1].eq(0).all()
+        else:
+            assert torch.equal(parameter, plain.get_parameter(name))
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+@pytest.mark.parametrize("chosen", OPTIONS)
+def test_options_can_be_derived_twice(kernels: str, chosen: str) -> None:
+    torch.manual_seed(1)
+    layer = nn.LSTM(3, 4, dtype=torch.float64, kernels="reference", **OPTIONS[chosen])
+    away_from_the_start(layer)
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    if kernels == "reference":
+        assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], (x,))
+        return
+    narrow = nn.LSTM(3, 4, **OPTIONS[chosen])
+    narrow.load_state_dict(layer.state_dict())
+
+    def second(layer: Any, x: Tensor) -> list[Tensor]:
+        (d_x,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
+        return list(torch.autograd.grad(d_x.square().sum(), [x, *layer.parameters()], allow_unused=True))
+
+    for own, their in zip(second(narrow, x.detach().float().requires_grad_()), second(layer, x), strict=True):
+        assert (own is None) == (their is None)
+        if own is not None:
+            torch.testing.assert_close(own.double(), their, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("chosen", OPTIONS)
+def test_options_map_over_samples(chosen: str) -> None:
+    torch.manual_seed(1)
+    layer = nn.LSTM(3, 4, **OPTIONS[chosen])
+    weights, x = dict(layer.named_parameters()), torch.randn(5, 3, 3)
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, weights, (x,))[0].square().sum()  # type: ignore[no-any-return]
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    for n in range(len(x)):
+        one = torch.autograd.grad(loss(weights, x[n]), list(weights.values()))
+        for name, want in zip(weights, one, strict=True):
+            torch.testing.assert_close(each[name][n], want, atol=1e-5, rtol=1e-4)
+
+
+def test_options_are_compiled_and_exported() -> None:
+    torch.manual_seed(1)
+    layer = nn.LSTM(3, 4, 2, bidirectional=True, **OPTIONS["all"])
+    x = torch.randn(5, 2, 3)
+    compiled: Any = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for own, their in zip(results(layer, x), results_of(compiled, layer, x), strict=True):
+        torch.testing.assert_close(own, their)
+    program = torch.export.export(layer.eval(), (x,))
+    torch.testing.assert_close(program.module()(x)[0], layer(x)[0])
+
+
+def results_of(call: Any, layer: Any, x: Tensor) -> list[Tensor]:
+    """`results` of a call that stands for a layer."""
+
+    class Calling(torch.nn.Module):
+        def forward(self, x: Tensor, hx: Any) -> Any:
+            return call(x)
+
+        def parameters(self, recurse: bool = True) -> Any:
+            return layer.parameters()
+
+    return results(Calling(), x)
+
+
+@pytest.mark.parametrize("chosen", OPTIONS)
+def test_a_trace_a_cut_and_a_repr_of_a_layer_with_options(chosen: str) -> None:
+    torch.manual_seed(1)
+    layer = nn.LSTM(3, 4, kernels="native", **OPTIONS[chosen])
+    x = torch.randn(6, 2, 3)
+    whole, _ = layer(x)
+    first, state = layer(x[:2])
+    rest, _ = layer(x[2:], state)
+    assert torch.equal(torch.cat([first, rest]), whole)
+    (trace,) = layer.trace(x)
+    assert torch.equal(trace.hidden[:, :, 0], whole)
+    assert trace.cell.shape == (6, 2, 1, 4)
+    for name, value in OPTIONS[chosen].items():
+        assert f"{name}={value}" in repr(layer)
+    assert "kernels=native[" in repr(layer)
+
+
+@pytest.mark.parametrize("chosen", OPTIONS)
+def test_what_does_not_run_options_yet_says_so(chosen: str) -> None:
+    layer = nn.LSTM(3, 4, **OPTIONS[chosen])
+    with pytest.raises(KernelsError, match=r"A stream runs plain cells alone(.|\n)*Fix: "):
+        layer.stream()
+    with pytest.raises(InputError, match=f"(.|\n)*Received: {next(iter(OPTIONS[chosen]))}"):
+        gradient_terms(layer, torch.randn(5, 2, 3), at=-1)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_swap_takes_a_projected_lstm_and_gives_it_back() -> None:
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.LSTM(3, 4, 2, proj_size=2, bidirectional=True))
+    x = torch.randn(5, 2, 3)
+    before, _ = model(x)
+    keys, held = set(model[0].__dict__), list(model.parameters())
+    assert nn.swap(model).swapped == ("0",)
+    assert type(model[0]) is nn.LSTM
+    torch.testing.assert_close(model(x)[0], before)
+    assert all(own is their for own, their in zip(model.parameters(), held, strict=True))
+    assert nn.unswap(model) == ("0",)
+    assert set(model[0].__dict__) == keys
+    assert torch.equal(model(x)[0], before)

@@ -76,7 +76,6 @@ def test_what_is_left_says_why() -> None:
     model = torch.nn.ModuleDict(
         {
             "own": Own(2, 2),
-            "projected": torch.nn.LSTM(4, 4, proj_size=2),
             "narrow": torch.nn.GRU(2, 2).bfloat16(),
             "bound": parametrizations.weight_norm(torch.nn.GRU(2, 2), "weight_hh_l0"),
             "plain": torch.nn.GRU(2, 2),
@@ -87,7 +86,6 @@ def test_what_is_left_says_why() -> None:
     assert report.swapped == ("plain",)
     why = {one.name: one.why for one in report.left}
     assert "class of its own" in why["own"]
-    assert "projection" in why["projected"]
     assert "bfloat16" in why["narrow"]
     assert "class of its own" in why["bound"]
     assert why["other"] == "not selected"

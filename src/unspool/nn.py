@@ -2,14 +2,15 @@
 
 The same arguments in the same order with the same defaults, the same parameter names, shapes and
 initial values, the same state layout, exceptions and `PackedSequence`.  New in `forward`, by keyword
-only: `lengths`, `resets`, `recurrent_mask`; in the constructors `recurrent_dropout` and, of the LSTM,
-`forget_bias`; and `trace`, every gate and state of a run.
+only: `lengths`, `resets`, `recurrent_mask`; in the constructors `recurrent_dropout`, `layer_norm` and, of the
+LSTM, `forget_bias` and `peephole`; and `trace`, every gate and state of a run.
 
 What differs: the layers run unspool's kernels (`repr` says which), lengths may come in any order, on any
 device, zeros among them, gradients may be asked for in eval mode, and weights are ordinary parameters,
 never views of one flat buffer.
 
     T time steps   B batch   I input size   H hidden size   D directions   L layers
+    P size of a projected hidden state; H where there is no projection
 """
 
 import math
@@ -38,12 +39,15 @@ if TYPE_CHECKING:
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "swap", "unswap"]
 
+# Parameters that torch's layers do not have, by the contract's names; on each the layer's suffix follows.
+_OPTIONS = ("peephole", "norm_input", "norm_recurrent", "norm_cell")
+
 
 def _gradient_ready_weights(
     cell: Cell, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
 ) -> Weights:
     """torch's four parameters as the kernels take them: biases that only add are summed."""
-    hidden = weight_hh.size(1)
+    hidden = weight_hh.size(0) // len(cell.gates)
     if bias_ih is None or bias_hh is None:
         bias = weight_ih.new_zeros(weight_ih.size(0))
         return Weights(weight_ih, weight_hh, bias, bias[:hidden] if cell is Cell.GRU else None)
@@ -75,9 +79,13 @@ class _Recurrent(nn.Module):
         dtype: Any,
         kernels: str,
         recurrent_dropout: float,
+        layer_norm: bool,
+        proj_size: int = 0,
+        peephole: bool = False,
     ) -> None:
         super().__init__()
         _check_construction(input_size, hidden_size, num_layers, bias, batch_first, dropout)
+        _check_options(hidden_size, layer_norm, proj_size, peephole)
         _check_share("recurrent_dropout", recurrent_dropout)
         self.cell = cell
         self.mode = cell.value.upper()
@@ -88,19 +96,29 @@ class _Recurrent(nn.Module):
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
-        self.proj_size = 0
+        self.proj_size = proj_size
+        self.layer_norm = layer_norm
+        self.peephole = peephole
         self.kernels = kernels
         self.recurrent_dropout = float(recurrent_dropout)
         rows = len(cell.gates) * hidden_size
         for k in range(num_layers):
             for suffix in self._suffixes(k):
-                width = input_size if k == 0 else hidden_size * self._directions
+                width = input_size if k == 0 else self._output_size * self._directions
                 shapes: dict[str, tuple[int, ...]] = {
                     "weight_ih": (rows, width),
-                    "weight_hh": (rows, hidden_size),
+                    "weight_hh": (rows, self._output_size),
                 }
                 if bias:
                     shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                if proj_size:
+                    shapes["weight_hr"] = (proj_size, hidden_size)
+                if peephole:
+                    shapes["peephole"] = (3, hidden_size)
+                if layer_norm:
+                    shapes |= {"norm_input": (2, rows), "norm_recurrent": (2, rows)}
+                if layer_norm and cell is Cell.LSTM:
+                    shapes["norm_cell"] = (2, hidden_size)
                 for name, shape in shapes.items():
                     values = torch.empty(shape, device=device, dtype=dtype)
                     self.register_parameter(name + suffix, nn.Parameter(values))
@@ -111,22 +129,39 @@ class _Recurrent(nn.Module):
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
+    @property
+    def _output_size(self) -> int:
+        """P."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def _has_options(self) -> bool:
+        """Whether the cell has more than the plain one."""
+        return bool(self.proj_size or self.layer_norm or self.peephole)
+
     def _suffixes(self, k: int) -> list[str]:
         return [f"_l{k}", f"_l{k}_reverse"][: self._directions]
 
     def reset_parameters(self) -> None:
-        """Draw every parameter from ±1/sqrt(hidden_size), in torch's order."""
+        """Draw every parameter from ±1/sqrt(hidden_size), in torch's order; norms start at gain 1, bias 0."""
         bound = 1.0 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        for name, parameter in self.named_parameters():
+            if name.startswith("norm_"):
+                nn.init.ones_(parameter[0])
+                nn.init.zeros_(parameter[1])
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
 
     def flatten_parameters(self) -> None:
         """Do nothing: weights are ordinary parameters here.  Kept so that code written for torch runs."""
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
-        """The parameters of each layer and direction, as torch.nn lists them."""
+        """The parameters of each layer and direction, as torch.nn lists them; then those of options."""
         names = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if self.bias else [])
+        names += ["weight_hr"] if self.proj_size else []
+        if self._has_options:
+            names += [name for name in _OPTIONS if hasattr(self, f"{name}_l0")]
         return [
             [getattr(self, name + suffix) for name in names]
             for k in range(self.num_layers)
@@ -174,8 +209,14 @@ class _Recurrent(nn.Module):
             parts.append(f"dropout={self.dropout}")
         if self.bidirectional:
             parts.append("bidirectional=True")
+        if self.proj_size:
+            parts.insert(1, f"proj_size={self.proj_size}")
         if self.recurrent_dropout:
             parts.append(f"recurrent_dropout={self.recurrent_dropout}")
+        if self.layer_norm:
+            parts.append("layer_norm=True")
+        if self.peephole:
+            parts.append("peephole=True")
         if isinstance(self, LSTM) and self.forget_bias is not None:
             parts.append(f"forget_bias={self.forget_bias}")
         parts.append(f"kernels={ops.kernels_for(self.kernels, self.weight_hh_l0).describe()}")
@@ -190,6 +231,9 @@ class _Recurrent(nn.Module):
                 getattr(self, "weight_hh" + suffix),
                 getattr(self, "bias_ih" + suffix, None),
                 getattr(self, "bias_hh" + suffix, None),
+            )._replace(
+                projection=getattr(self, "weight_hr" + suffix, None),
+                **{name: getattr(self, name + suffix, None) for name in _OPTIONS},
             )
             for suffix in self._suffixes(k)
         )
@@ -300,7 +344,7 @@ class _Recurrent(nn.Module):
             finals[0].append(final_hidden)
             if final_cell is not None:
                 finals[1].append(final_cell)
-            x = out.reshape(steps, batch, directions * self.hidden_size)
+            x = out.reshape(steps, batch, directions * self._output_size)
             if self.dropout and self.training and k + 1 < self.num_layers:
                 x = F.dropout(x, self.dropout)
         return x, tuple(torch.cat(parts) for parts in finals if parts)
@@ -347,7 +391,7 @@ class _Recurrent(nn.Module):
             return given
         seed = int(torch.randint(2**63 - 1, ()))
         of_layers = [
-            masks.recurrent(seed, 0, k, self._directions, batch, self.hidden_size, self.recurrent_dropout)
+            masks.recurrent(seed, 0, k, self._directions, batch, self._output_size, self.recurrent_dropout)
             for k in range(self.num_layers)
         ]
         return torch.cat([torch.from_numpy(mask) for mask in of_layers]).to(x.device, x.dtype)
@@ -404,14 +448,15 @@ class _Recurrent(nn.Module):
         hx = tuple(_as_the_weights(part, self.weight_hh_l0) for part in hx)
         if wanted_dims == 2:
             hx = tuple(part.unsqueeze(1) for part in hx)
-        expected = (self.num_layers * self._directions, batch, self.hidden_size)
         for i, part in enumerate(hx):
+            size = "proj_size" if self.proj_size and i == 0 else "hidden_size"
+            expected = (self.num_layers * self._directions, batch, getattr(self, size))
             if tuple(part.shape) != expected:
                 what = f"Expected hidden[{i}] size" if lstm else "Expected hidden size"
                 raise RuntimeError(
                     f"{what} {expected}, got {list(part.shape)}\n"
                     f"  Axes: (num_layers x directions = {self.num_layers} x {self._directions}, batch, "
-                    f"hidden_size); the batch is {batch} because batch_first={self.batch_first}.\n"
+                    f"{size}); the batch is {batch} because batch_first={self.batch_first}.\n"
                     f"  Fix: the state keeps this layout whatever batch_first says; transpose or resize it."
                 )
             if part.dtype != self.weight_hh_l0.dtype:
@@ -456,11 +501,11 @@ class _Recurrent(nn.Module):
         return resets.transpose(0, 1) if self.batch_first else resets
 
     def _check_mask(self, mask: Tensor, x: Tensor) -> None:
-        expected = (self.num_layers * self._directions, x.size(1), self.hidden_size)
+        expected = (self.num_layers * self._directions, x.size(1), self._output_size)
         if not _fits(mask, expected, x.dtype, x.device) or mask.requires_grad:
             raise RuntimeError(
-                "recurrent_mask must be (num_layers x directions, batch, hidden_size) "
-                "in the weights' dtype\n"
+                "recurrent_mask must be (num_layers x directions, batch, "
+                f"{'proj_size' if self.proj_size else 'hidden_size'}) in the weights' dtype\n"
                 f"  Received: {_what(mask)}.\n"
                 f"  Fix: pass a tensor {expected} of {x.dtype} on {x.device} that asks for no gradient: "
                 f"none is computed for a mask."
@@ -531,6 +576,25 @@ def _check_share(name: str, share: float) -> None:
         )
 
 
+def _check_options(hidden_size: int, layer_norm: bool, proj_size: int, peephole: bool) -> None:
+    for name, value in (("layer_norm", layer_norm), ("peephole", peephole)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+    if not isinstance(proj_size, int) or isinstance(proj_size, bool):
+        raise TypeError(f"proj_size should be of type int, got: {type(proj_size).__name__}")
+    if proj_size < 0:
+        raise ValueError(
+            "proj_size should be a positive integer or zero to disable projections\n"
+            f"  Received: {proj_size}.\n  Fix: such as proj_size={max(hidden_size // 2, 1)}, or 0."
+        )
+    if proj_size >= hidden_size:
+        raise ValueError(
+            "proj_size has to be smaller than hidden_size\n"
+            f"  Received: proj_size={proj_size}, hidden_size={hidden_size}.\n"
+            f"  Fix: such as proj_size={hidden_size // 2}, or 0 for no projection."
+        )
+
+
 def _check_pair(hx: Any) -> None:
     if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
         raise TypeError(
@@ -567,6 +631,8 @@ class RNN(_Recurrent):
         recurrent_dropout: in training, the probability that a hidden unit is dropped where it enters the
             recurrent weights, drawn once a sequence and call (Gal & Ghahramani 2016); where a recurrent_mask
             is given, that stands instead.
+        layer_norm: normalise W x_t and U h_{t-1} over the units of all gates, each with a learned gain and
+            bias (Ba, Kiros & Hinton 2016).
 
     Source: Elman 1990.
     """
@@ -585,6 +651,7 @@ class RNN(_Recurrent):
         dtype: Any = None,
         *,
         recurrent_dropout: float = 0.0,
+        layer_norm: bool = False,
         kernels: str = "auto",
     ) -> None:
         super().__init__(
@@ -600,6 +667,7 @@ class RNN(_Recurrent):
             dtype,
             kernels,
             recurrent_dropout,
+            layer_norm,
         )
         self.nonlinearity = nonlinearity
 
@@ -622,13 +690,17 @@ class LSTM(_Recurrent):
 
         i, f, o = sigmoid(W x_t + b + U h_{t-1} + b')      g = tanh(likewise)
         c_t = f * c_{t-1} + i * g
-        h_t = o * tanh(c_t)
+        h_t = o * tanh(c_t)                 with proj_size: V (o * tanh(c_t)), of size P
 
     Args, besides torch's own:
         kernels: "auto", "native" or "reference".
         recurrent_dropout: in training, the probability that a hidden unit is dropped where it enters the
             recurrent weights, drawn once a sequence and call (Gal & Ghahramani 2016); where a recurrent_mask
             is given, that stands instead.
+        layer_norm: normalise W x_t and U h_{t-1} over the units of all gates, each with a learned gain and
+            bias, and c_t before its tanh (Ba, Kiros & Hinton 2016).
+        peephole: the input and the forget gate see c_{t-1}, the output gate c_t, each unit its own, by
+            learned weights (Gers & Schmidhuber 2000).
         forget_bias: what the forget gate's bias starts at, the two biases together; None: as torch draws
             them.  Gers et al. 2000; 1 is Jozefowicz et al.'s advice (2015).
 
@@ -649,15 +721,11 @@ class LSTM(_Recurrent):
         dtype: Any = None,
         *,
         recurrent_dropout: float = 0.0,
+        layer_norm: bool = False,
+        peephole: bool = False,
         forget_bias: float | None = None,
         kernels: str = "auto",
     ) -> None:
-        if proj_size != 0:
-            raise ValueError(
-                "proj_size is not supported\n"
-                f"  Received: proj_size={proj_size}.\n"
-                "  Fix: leave proj_size at 0, or keep torch.nn.LSTM for this layer."
-            )
         _check_forget_bias(forget_bias, bias)
         self.forget_bias = None if forget_bias is None else float(forget_bias)
         super().__init__(
@@ -673,6 +741,9 @@ class LSTM(_Recurrent):
             dtype,
             kernels,
             recurrent_dropout,
+            layer_norm,
+            proj_size,
+            peephole,
         )
 
     def reset_parameters(self) -> None:
@@ -701,17 +772,18 @@ class LSTM(_Recurrent):
 
         Args:
             input: (T, B, I), (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence.
-            hx: h and c before the first step, (L·D, B, H) each (without B for one sequence); None: zeros.
+            hx: h (L·D, B, P) and c (L·D, B, H) before the first step, without B for one sequence; None:
+                zeros.
             lengths: (B,) real steps of each sequence, 0 to T, any order, any device, or a list.
             resets: (T, B) booleans ((B, T) with batch_first): True at t cuts the sequence between t-1 and t,
                 so that no state crosses, in either direction.  A cut at 0 replaces hx, and zeroes what
                 the reverse direction hands on.
-            recurrent_mask: (L·D, B, H) multiplies h_{t-1} before the recurrent weights, the same at every
+            recurrent_mask: (L·D, B, P) multiplies h_{t-1} before the recurrent weights, the same at every
                 step: 0 or 1/keep for variational recurrent dropout.
 
         Returns:
-            The output (T, B, D·H) in the input's layout, 0 past each length; and h and c after each
-            sequence's own last step, (L·D, B, H).
+            The output (T, B, D·P) in the input's layout, 0 past each length; and h (L·D, B, P) and
+            c (L·D, B, H) after each sequence's own last step.
 
         Raises:
             ValueError, RuntimeError, TypeError: as torch.nn raises them, when something does not fit.
@@ -735,6 +807,8 @@ class GRU(_Recurrent):
         recurrent_dropout: in training, the probability that a hidden unit is dropped where it enters the
             recurrent weights, drawn once a sequence and call (Gal & Ghahramani 2016); where a recurrent_mask
             is given, that stands instead.
+        layer_norm: normalise W x_t and U h_{t-1} over the units of all gates, each with a learned gain and
+            bias (Ba, Kiros & Hinton 2016).
 
     Source: Cho et al. 2014, with the reset gate after the recurrent product.
     """
@@ -752,6 +826,7 @@ class GRU(_Recurrent):
         dtype: Any = None,
         *,
         recurrent_dropout: float = 0.0,
+        layer_norm: bool = False,
         kernels: str = "auto",
     ) -> None:
         super().__init__(
@@ -767,6 +842,7 @@ class GRU(_Recurrent):
             dtype,
             kernels,
             recurrent_dropout,
+            layer_norm,
         )
 
     def forward(
@@ -976,7 +1052,7 @@ def swap(model: nn.Module, *, select: swapping.Select = None) -> swapping.Report
 
     Returns:
         What was swapped, and what was left and why: a class of its own (parametrized, quantized, a
-        subclass), a projection, another dtype, or not selected.
+        subclass), another dtype, or not selected.
 
     Raises:
         TypeError: the model is no torch module.

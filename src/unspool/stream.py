@@ -40,6 +40,7 @@ class Stream:
 
     Raises:
         InputError: a layer of two directions, layers that do not follow on one another, rows below 1.
+        KernelsError: a layer has more than the plain cell.
     """
 
     hidden: Floats
@@ -53,6 +54,7 @@ class Stream:
                 "which is not there yet.\n  Received: a layer of two directions.\n"
                 "  Fix: use a network with bidirectional=False."
             )
+        native.check_stream(layers)
         if not sizes or any(b.input_size != a.hidden_size for a, b in pairwise(sizes)):
             raise InputError(
                 "the layers of a stream should follow on one another.\n"

@@ -89,8 +89,6 @@ def _why_not(module: nn.Module, classes: Classes) -> str | None:
     """Why a layer cannot become ours, or None."""
     if type(module) not in classes:
         return f"a class of its own, {type(module).__module__}.{type(module).__qualname__}"
-    if getattr(module, "proj_size", 0):
-        return "a projection, which our layers do not run yet"
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.dtype not in (torch.float32, torch.float64):
             return f"{name} is {parameter.dtype}; our layers run float32 and float64"
@@ -104,6 +102,8 @@ def _become(module: nn.Module, ours: type[nn.Module]) -> None:
     if hasattr(held, "num_layers"):
         for name in ("num_layers", "batch_first", "dropout", "bidirectional"):
             options[name] = getattr(held, name)
+    if getattr(held, "proj_size", 0):
+        options["proj_size"] = held.proj_size
     if hasattr(held, "nonlinearity"):
         options["nonlinearity"] = held.nonlinearity
     twin: Any = ours(held.input_size, held.hidden_size, **options)

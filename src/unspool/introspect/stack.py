@@ -229,8 +229,12 @@ def _of_torch(layer: Any) -> tuple[Cell, tuple[tuple[Weights, ...], ...], bool]:
             f"this is no recurrent layer.\n  Received: {type(layer).__name__}.\n"
             f"  Fix: pass an RNN, LSTM or GRU of unspool.nn or torch.nn, a Model, LanguageModel or Tagger."
         )
-    if getattr(layer, "proj_size", 0):
-        raise InputError("a projected LSTM cannot be looked at yet.\n  Received: proj_size above 0.")
+    beyond = [name for name in ("proj_size", "layer_norm", "peephole") if getattr(layer, name, False)]
+    if beyond:
+        raise InputError(
+            "a layer with more than the plain cell cannot be looked at yet.\n"
+            f"  Received: {', '.join(beyond)}.\n  Fix: take the gates and states of its trace()."
+        )
     cell = _CELLS[str(layer.mode)]
     suffixes = ("", "_reverse") if layer.bidirectional else ("",)
     found = []

@@ -233,11 +233,11 @@ def prepare(
     return Prepared(sizes, layer)
 
 
-def stream(layers: Sequence[Prepared], rows: int, hidden: Floats, cell: Floats) -> Any:
-    """Make the engine's side of a `stream.Stream`, which works on the state arrays it is given.
+def check_stream(layers: Sequence[Prepared]) -> None:
+    """Raise where a layer has more than the plain cell, which a stream does not run.
 
     Raises:
-        KernelsError: a layer has more than the plain cell.
+        KernelsError: it has.
     """
     options = {name: None for prepared in layers for name in prepared.sizes.options}
     if options:
@@ -245,6 +245,15 @@ def stream(layers: Sequence[Prepared], rows: int, hidden: Floats, cell: Floats) 
             f"A stream runs plain cells alone.\n  Received: a layer with {', '.join(options)}.\n"
             f"  Fix: run the layer itself on pieces of the sequence, handing the state on."
         )
+
+
+def stream(layers: Sequence[Prepared], rows: int, hidden: Floats, cell: Floats) -> Any:
+    """Make the engine's side of a `stream.Stream`, which works on the state arrays it is given.
+
+    Raises:
+        KernelsError: a layer has more than the plain cell.
+    """
+    check_stream(layers)
     return _core.Stream([prepared.layer for prepared in layers], rows, hidden, cell)
 
 
