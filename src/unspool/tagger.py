@@ -25,6 +25,7 @@ from unspool.errors import ConfigError, InputError
 from unspool.kernels import choose, load
 from unspool.kernels.contract import Cell, Kernels, Trace
 from unspool.model import Floats, Ints
+from unspool.sentences import stretches
 from unspool.vocabulary import PAD, Vocabulary
 
 LETTERS = "letters.json"
@@ -88,7 +89,7 @@ class Encoded(NamedTuple):
 
     words: Ints  # (B, T) word numbers, PAD past each length
     lengths: Ints  # (B,)
-    letters: Ints  # (N, S) of the different words, PAD past each length
+    letters: Ints  # (N, S) of the different words, the longest first, PAD past each length
     letter_lengths: Ints  # (N,)
     spelled: Ints  # (B, T) which of the N words; 0 past each length
 
@@ -245,9 +246,12 @@ class Tagger:
 
     def _spell(self, encoded: Encoded) -> Floats:
         """The N words by their letters: the last state of each direction, side by side, (N, 2·H)."""
-        x = np.ascontiguousarray(self._tensors["letters.weight"][encoded.letters.T])
-        _, final = self.kernels.infer(self._spelling, x, lengths=encoded.letter_lengths)
-        return np.concatenate([final.hidden[0], final.hidden[1]], 1)
+        ends = []
+        for words, longest in stretches(encoded.letter_lengths):
+            x = np.ascontiguousarray(self._tensors["letters.weight"][encoded.letters[words, :longest].T])
+            _, final = self.kernels.infer(self._spelling, x, lengths=encoded.letter_lengths[words])
+            ends.append(np.concatenate([final.hidden[0], final.hidden[1]], 1))
+        return np.concatenate(ends)
 
 
 def encode(sentences: Sequence[Sequence[str]], vocabulary: Vocabulary, letters: Vocabulary) -> Encoded:
@@ -257,7 +261,8 @@ def encode(sentences: Sequence[Sequence[str]], vocabulary: Vocabulary, letters: 
         InputError: not a list of lists of words.
     """
     _check_sentences(sentences)
-    different = {word: n for n, word in enumerate(dict.fromkeys(w for s in sentences for w in s))}
+    found = sorted(dict.fromkeys(w for s in sentences for w in s), key=len, reverse=True)
+    different = {word: n for n, word in enumerate(found)}
     lengths = np.array([len(sentence) for sentence in sentences], np.int64)
     shape = (len(sentences), int(lengths.max(initial=0)))
     spelled = np.zeros(shape, np.int64)

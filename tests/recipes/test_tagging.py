@@ -24,6 +24,8 @@ SMALL = {
     "layer_dropout": 0.1,
 }
 
+LONG = ("Rome", "Rome" * 12, "by" * 7, "Grace", "Marino" * 4)
+
 
 def sentence(draw: random.Random) -> list[tuple[str, str]]:
     """Names of people and places; a place of two words follows "in", a person "by"."""
@@ -83,7 +85,7 @@ def test_with_and_without_torch_the_scores_are_the_same(
     outcome: tagging.Outcome, files_of_names: Path
 ) -> None:
     served = Tagger.load(outcome.best)
-    sentences = [s.words for s in conll.read(files_of_names / "test.tsv")] + [(), ("Rome",)]
+    sentences = [s.words for s in conll.read(files_of_names / "test.tsv")] + [(), ("Rome",), LONG]
     d = served.description
     config = tagging.Config(train=files_of_names / "train.tsv", **SMALL)
     network = tagging.Network(config, len(served.vocabulary), len(served.letters), len(d.labels))
@@ -125,7 +127,7 @@ def test_labels_do_not_depend_on_what_is_tagged_with_them(
     outcome: tagging.Outcome, files_of_names: Path
 ) -> None:
     served = Tagger.load(outcome.best)
-    sentences = [s.words for s in conll.read(files_of_names / "test.tsv")]
+    sentences = [s.words for s in conll.read(files_of_names / "test.tsv")] + [LONG]
     together = served.emissions(served.encode(sentences))
     for b, words in enumerate(sentences):
         alone = served.emissions(served.encode([words]))

@@ -30,6 +30,7 @@ from unspool.errors import DataError
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy, SpanScore
 from unspool.recipes import layers, outcome, rules
+from unspool.sentences import stretches
 from unspool.vocabulary import PAD, UNKNOWN, Vocabulary
 
 
@@ -325,8 +326,15 @@ class Network(nn.Module):
 
     def _spell(self, given: "Share") -> Tensor:
         """The N words by their letters: the last state of each direction, side by side."""
-        _, hidden = layers.read(self.spelling, self.letters(given.letters.T), given.letter_lengths)
-        return torch.cat([hidden[0], hidden[1]], 1)
+        lengths = given.letter_lengths
+        cuts = [(slice(None), given.letters.size(1))]  # for torch's layers, packed: padding costs nothing
+        if self.config.layers == "unspool":
+            cuts = list(stretches(lengths.cpu().numpy()))
+        ends = []
+        for words, longest in cuts:
+            x = self.letters(given.letters[words, :longest].T)
+            ends.append(layers.read(self.spelling, x, lengths[words])[1])
+        return torch.cat(ends, 1).transpose(0, 1).flatten(1)
 
 
 # ---- loss and score
