@@ -60,6 +60,14 @@ def test_every_recipe_goes_through_everything(task: str, tmp_path: Path) -> None
         text = path.read_text()
         assert (text.count("\n\n") or text.count("\n")) == 8, "two batches of the test part"
 
+    card = (run / "best" / "README.md").read_text()
+    assert card.count("\n| test | ") == card.count("\n| dev (chose the epoch) | ") == 1
+    assert "not measured" not in card
+    # What it says to type is what works.
+    lines = [line[4:] for line in card.split("\n") if line.startswith("    ")]
+    assert lines[0] == "import unspool"
+    exec("\n".join(lines).replace("this folder", str(run / "best")), {})
+
     # It cannot be taken for a run, nor gone on with as one.
     assert "fast_dev_run = true" in (run / "config.toml").read_text()
     done = call("train", task, *words, *SIZES, "--epochs", "7", "-o", run, "--resume")

@@ -6,32 +6,25 @@ stdout carries data alone; progress, warnings and errors go to stderr.  Exit cod
 Holds no task's knowledge: verbs hand over to a recipe, a model, or a source.  Only `train` imports torch.
 """
 
-import contextlib
 import dataclasses
-import json
 import os
 import platform
-import shlex
 import shutil
 import sys
-import tempfile
-import time
-import tomllib
 import traceback
-from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-from cyclopts import App, Parameter, validators
+from cyclopts import App, Parameter
 
 import unspool
-from unspool import files, introspect, recipes
-from unspool.cli import language, parsing, tagging, translation
+from unspool import files, introspect
+from unspool.cli import classifier, configuration, language, parsing, streams, tagging, train, translation
+from unspool.cli.arguments import Beam, Folder, Json, Output, Quiet
 from unspool.data import readers, sources
-from unspool.data.benchmarks import benchmark
-from unspool.errors import ConfigError, DataError, InputError, TrainingError, UnspoolError
+from unspool.errors import ConfigError, TrainingError, UnspoolError
 from unspool.kernels.contract import Cell
 from unspool.language import TASK as LANGUAGE_MODEL
 from unspool.language import LanguageModel
@@ -44,8 +37,6 @@ from unspool.translator import TASK as TRANSLATION
 
 FAILED, USAGE, CHECK, INTERRUPTED = 1, 2, 3, 130
 
-# What stands for a sign of the heat map where stdout's encoding lacks it; one for one, so columns hold.
-_PLAIN = str.maketrans("░▒▓█▐▌│→←…", ".:=##||><~")
 
 app = App(
     name="unspool",
@@ -61,64 +52,9 @@ app = App(
         show_default=lambda value: None if value is None or value is False else str(value)
     ),
 )
-_train = App(name="train", help="Train a recipe on a benchmark or on your own files.")
-_HELP = {
-    "sentiment": """Train a classifier of sentences.
-
-    unspool train sentiment -o runs/demo
-    unspool train sentiment --train my.tsv --dev dev.tsv --cell gru -o runs/mine
-    unspool train --config runs/mine/config.toml -o runs/again
-
-    --config FILE takes the options from a run's config.toml; those on the command line win.
-    """,
-    "tagging": """Train a tagger: a label for every word of a sentence.
-
-    unspool train tagging -o runs/tags
-    unspool train tagging --train my.conllu --dev dev.conllu --column xpos -o runs/mine
-    unspool train tagging --train names.tsv -o runs/names
-
-    Files are CoNLL-U (.conllu) or columns: a word and its label a line, a blank line between sentences.
-    --config FILE takes the options from a run's config.toml; those on the command line win.
-    """,
-    "parsing": """Train a dependency parser: the head of every word, and how it is related to it.
-
-    unspool train parsing -o runs/trees
-    unspool train parsing --train my.conllu --dev dev.conllu --tags upos -o runs/mine
-
-    Files are CoNLL-U (.conllu).
-    --config FILE takes the options from a run's config.toml; those on the command line win.
-    """,
-    "language-model": """Train a language model: the next character, byte or word.
-
-    unspool train language-model -o runs/lm
-    unspool train language-model --train book.txt --hidden-size 512 -o runs/book
-
-    Without --train it learns from the source text of Python's own standard library.
-    --config FILE takes the options from a run's config.toml; those on the command line win.
-    """,
-    "translation": """Train an encoder and decoder: a sequence turned into another.
-
-    unspool train translation -o runs/phonemes
-    unspool train translation --train train.de --train-target train.en -o runs/de-en
-    unspool train translation --train pairs.tsv --source-units words --target-units words -o runs/mine
-
-    Without --train it learns to pronounce English words.  Files are two sides, line by line, or source, tab,
-    target.
-    --config FILE takes the options from a run's config.toml; those on the command line win.
-    """,
-}
-_recipes = {name: App(name=name, help=text) for name, text in _HELP.items()}
 _data = App(name="data", help="List, fetch and check the data that recipes train on.")
-app.command(_train)
-for _recipe in _recipes.values():
-    _train.command(_recipe)
+app.command(train.app)
 app.command(_data)
-
-Folder = Annotated[Path, Parameter(name="MODEL")]
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
-Json = Annotated[bool, Parameter(name="--json", negative="")]
-Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
-Beam = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
 
 @app.command(name="eval")
@@ -175,9 +111,9 @@ def evaluate(
             )
         likelihood = language.evaluate(model, data)
         if json:
-            _print_json({**likelihood.as_json, "model_sha256": files.digest(model)})
+            streams.show_json({**likelihood.as_json, "model_sha256": files.digest(model)})
         else:
-            _print(likelihood.in_words)
+            streams.show(likelihood.in_words)
         return 0
     if task == TRANSLATION:
         if minimum is not None:
@@ -186,44 +122,44 @@ def evaluate(
             )
         scored = translation.evaluate(model, data, target, beam=beam, quiet=quiet)
         if json:
-            _print_json({**scored.as_json, "model_sha256": files.digest(model)})
+            streams.show_json({**scored.as_json, "model_sha256": files.digest(model)})
         else:
-            _print(scored.in_words)
+            streams.show(scored.in_words)
         return 0
     if task == TAGGING:
         found, sha = tagging.evaluate(model, data, quiet=quiet), files.digest(model)
         if json:
-            _print_json({**found.as_json, "model_sha256": sha})
+            streams.show_json({**found.as_json, "model_sha256": sha})
         else:
-            _print(found.in_words)
+            streams.show(found.in_words)
         return _check(tagging.name(found), found.value, minimum)
     if task == PARSING:
         arcs, sha = parsing.evaluate(model, data, quiet=quiet), files.digest(model)
         if json:
-            _print_json({**arcs.as_json, "model_sha256": sha})
+            streams.show_json({**arcs.as_json, "model_sha256": sha})
         else:
-            _print(arcs.in_words)
+            streams.show(arcs.in_words)
         return _check("LAS", arcs.value, minimum)
     loaded = Model.load(model)
     labels = loaded.description.labels
     if data is not None:
         examples = readers.read(data, text_column=text_column, label_column=label_column, labels=labels)
     else:
-        part, examples = _own_examples(model, labels, quiet)
+        part, examples = classifier.own_examples(model, labels, quiet)
         if not quiet:
-            _say(f"measured on the run's own {part} part")
+            streams.say(f"measured on the run's own {part} part")
     answers = loaded.predict([example.text for example in examples])
     measured = Accuracy.of([answer["label"] for answer in answers], [e.label for e in examples])
     if json:
-        _print_json({**measured.as_json, "model_sha256": files.digest(model)})
+        streams.show_json({**measured.as_json, "model_sha256": files.digest(model)})
     else:
-        _print(measured.in_words)
+        streams.show(measured.in_words)
     return _check("accuracy", measured.value, minimum)
 
 
 def _check(metric: str, value: float, minimum: float | None) -> int:
     if minimum is not None and value < minimum:
-        _say(f"the {metric} {value:.4f} is below the minimum {minimum:g}")
+        streams.say(f"the {metric} {value:.4f} is below the minimum {minimum:g}")
         return CHECK
     return 0
 
@@ -259,20 +195,20 @@ def predict(
         Do not say that texts are awaited from the keyboard.
     """
     for text in texts:
-        _check_argument(text)
+        streams.check_argument(text)
     task = task_of(model)
     if task == LANGUAGE_MODEL:
         loaded_language = LanguageModel.load(model)
-        for text in texts or _lines_of_stdin():
-            _print_json({"text": text, **loaded_language.likelihood(text).as_json})
+        for text in texts or streams.lines_of_stdin():
+            streams.show_json({"text": text, **loaded_language.likelihood(text).as_json})
         return 0
     if task == TRANSLATION:
         awaited = not texts and sys.stdin.isatty()
         if awaited and not quiet:
-            _say("reading texts from the keyboard, one a line; end with Ctrl-D")
-        for made in translation.predict(model, texts or _lines_of_stdin(), 1 if awaited else 64, beam):
+            streams.say("reading texts from the keyboard, one a line; end with Ctrl-D")
+        for made in translation.predict(model, texts or streams.lines_of_stdin(), 1 if awaited else 64, beam):
             for line in made:
-                _print(line)
+                streams.show(line)
             sys.stdout.flush()
         return 0
     if task in (TAGGING, PARSING):
@@ -283,10 +219,12 @@ def predict(
         return 0
     loaded = Model.load(model)
     if not texts and sys.stdin.isatty() and not quiet:
-        _say("reading texts from the keyboard, one a line; end with Ctrl-D")
-    for batch in _batched(texts or _lines_of_stdin(), 1 if not texts and sys.stdin.isatty() else 64):
+        streams.say("reading texts from the keyboard, one a line; end with Ctrl-D")
+    for batch in streams.batched(
+        texts or streams.lines_of_stdin(), 1 if not texts and sys.stdin.isatty() else 64
+    ):
         for answer in loaded.predict(batch):
-            _print_json(answer)
+            streams.show_json(answer)
         sys.stdout.flush()
     return 0
 
@@ -324,11 +262,11 @@ def generate(
     seed
         What the choices follow from.
     """
-    _check_argument(prompt)
+    streams.check_argument(prompt)
     loaded = LanguageModel.load(model)
     made = loaded.generate(prompt, length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     joint = " " if loaded.description.units == "words" else ""
-    _print(f"{prompt}{joint}{made}")
+    streams.show(f"{prompt}{joint}{made}")
     return 0
 
 
@@ -374,7 +312,7 @@ def inspect(
     """
     from unspool.page import sentence
 
-    _check_argument(text)
+    streams.check_argument(text)
     if output is not None and output.suffix not in (".html", ".png", ".safetensors"):
         raise ConfigError(
             f"what to write cannot be told from the name {output}.\n"
@@ -385,12 +323,12 @@ def inspect(
         if output is not None and output.suffix == ".png":
             raise ConfigError("inspect draws no picture of a translator yet.\n  Fix: end it in .html.")
         if json and output is None:
-            _print_json(translation.inspection(model, text, beam))
+            streams.show_json(translation.inspection(model, text, beam))
         else:
             drawn = translation.picture(model, text, beam, output)
-            _print(drawn)
+            streams.show(drawn)
             if output is not None and not quiet:
-                _say(f"written: {output}")
+                streams.say(f"written: {output}")
         return 0
     if task == PARSING:
         if output is not None:
@@ -398,9 +336,9 @@ def inspect(
                 "inspect writes no file for a parser yet.\n  Fix: leave --output out; --json prints all."
             )
         if json:
-            _print_json(parsing.inspection(model, text))
+            streams.show_json(parsing.inspection(model, text))
         else:
-            _print(parsing.table(model, text))
+            streams.show(parsing.table(model, text))
         return 0
     kinds: dict[str, Any] = {LANGUAGE_MODEL: LanguageModel, TAGGING: Tagger}
     loaded = kinds.get(task, Model).load(model)
@@ -416,18 +354,18 @@ def inspect(
         shown = language.as_answer(moved)
     else:
         context = introspect.right_context(loaded, text)
-        details, said, shown = {"right context": _both_readings(context)}, str(context), moved
+        details, said, shown = {"right context": classifier.both_readings(context)}, str(context), moved
     if json:
-        _print_json({**_inspection(recording, moved), **details})
+        streams.show_json({**classifier.inspection(recording, moved), **details})
     else:
         colour = sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR")
         width = shutil.get_terminal_size((80, 24)).columns
-        _print(sentence.terminal(recording, shown, colour=colour, width=width))
-        _print(f"\n{said}")
+        streams.show(sentence.terminal(recording, shown, colour=colour, width=width))
+        streams.show(f"\n{said}")
     if output is not None:
-        _write_inspection(output, recording, shown)
+        classifier.write_inspection(output, recording, shown)
         if not quiet:
-            _say(f"written: {output}")
+            streams.say(f"written: {output}")
     return 0
 
 
@@ -450,7 +388,7 @@ def export(model: Folder, onnx: Annotated[Path, Parameter(name="FILE")], /, *, q
 
     said = exchange.export(model, onnx)
     if not quiet:
-        _say(said)
+        streams.say(said)
     return 0
 
 
@@ -483,7 +421,7 @@ def convert(
 
     said = exchange.convert(source, target, cell)
     if not quiet:
-        _say(said)
+        streams.say(said)
     return 0
 
 
@@ -530,15 +468,15 @@ def run_lab(
 
     def say(line: str) -> None:
         if not quiet:
-            _say(line)
+            streams.say(line)
 
     held = True
     for result in lab.run(name, plot=plot, seeds=seeds, steps=steps, quick=quick, workers=workers, say=say):
         held &= result.holds
         if json:
-            _print_json(result.json())
+            streams.show_json(result.json())
         else:
-            _print(result.text() + "\n")
+            streams.show(result.text() + "\n")
         sys.stdout.flush()
     return 0 if held else CHECK
 
@@ -574,9 +512,9 @@ def run_bench(
 
     found = bench.measure(cell, hidden_size, batch, steps)
     if json:
-        _print_json(found)
+        streams.show_json(found)
     else:
-        _print(bench.text(found))
+        streams.show(bench.text(found))
     return 0
 
 
@@ -596,10 +534,12 @@ def data_list(*, data_dir: Path | None = None, json: Json = False) -> int:
     for standing in sources.listing(data_dir=data_dir):
         source = standing.source
         if json:
-            _print_json({**dataclasses.asdict(source), "state": standing.state, "path": _text(standing.path)})
+            streams.show_json(
+                {**dataclasses.asdict(source), "state": standing.state, "path": _text(standing.path)}
+            )
         else:
-            _print(f"{source.name:<16} {standing.state:<12} {source.title}")
-            _print(f"{'':<16} {source.licence}; {source.use}; {source.origin}")
+            streams.show(f"{source.name:<16} {standing.state:<12} {source.title}")
+            streams.show(f"{'':<16} {source.licence}; {source.use}; {source.origin}")
     return 0
 
 
@@ -621,7 +561,7 @@ def data_fetch(*names: str, data_dir: Path | None = None, quiet: Quiet = False) 
     if not names:
         raise ConfigError("which source?\n  Fix: unspool data fetch NAME; unspool data list names them.")
     for name in names:
-        _print(str(sources.fetch(name, data_dir=data_dir, quiet=quiet)))
+        streams.show(str(sources.fetch(name, data_dir=data_dir, quiet=quiet)))
     return 0
 
 
@@ -645,9 +585,9 @@ def data_check(*names: str, data_dir: Path | None = None, json: Json = False) ->
         standing = sources.check(name, data_dir=data_dir)
         damaged |= standing.state == "damaged"
         if json:
-            _print_json({"name": name, "state": standing.state, "path": _text(standing.path)})
+            streams.show_json({"name": name, "state": standing.state, "path": _text(standing.path)})
         else:
-            _print(f"{name:<16} {standing.state:<12} {standing.path or ''}".rstrip())
+            streams.show(f"{name:<16} {standing.state:<12} {standing.path or ''}".rstrip())
     return CHECK if damaged else 0
 
 
@@ -674,74 +614,12 @@ def info(*, json: Json = False) -> int:
         except metadata.PackageNotFoundError:
             found[package] = None
     if json:
-        _print_json(found)
+        streams.show_json(found)
     else:
         for name, value in found.items():
             said = ", ".join(value) if isinstance(value, list) else value
-            _print(f"{name:<17} {said if said is not None else 'not installed'}")
+            streams.show(f"{name:<17} {said if said is not None else 'not installed'}")
     return 0
-
-
-def _load_recipe(name: str) -> None:
-    """Give `train NAME` its options; only when it is asked for, since they come from the recipe."""
-    if _recipes[name].default_command is not None:
-        return
-    recipe = recipes.load(name)
-    Config, Options = recipe.Config, recipe.Options
-    config_options = Parameter(name="*", group="Model and data")
-    loop_options = Parameter(
-        name="*",
-        group="How it is trained",
-        negative="",
-        short_alias=lambda field, taken: "-q" if field.name == "quiet" else None,
-    )
-
-    @_recipes[name].default
-    def train(
-        *,
-        config: Annotated[Config | None, config_options] = None,  # type: ignore[valid-type]
-        options: Annotated[Options | None, loop_options] = None,  # type: ignore[valid-type]
-        output: Output = None,
-        json: Json = False,
-        dry_run: Annotated[bool, Parameter(name="--dry-run", negative="")] = False,
-    ) -> int:
-        """Train.
-
-        Parameters
-        ----------
-        output
-            The run folder; without it runs/, the task and the time, or with --fast-dev-run none that stays.
-        json
-            Print the outcome as one JSON object.
-        dry_run
-            Read the data, print the resolved options, and stop; nothing is written.
-        """
-        what: Any = config or Config()
-        how: Any = options or Options()
-        if dry_run:
-            recipe.read(what, quiet=how.quiet)
-            _print(files.toml_text(how.resolved(name, what)).rstrip())
-            return 0
-        with contextlib.ExitStack() as ends:
-            if output is None and how.fast_dev_run:
-                output = Path(ends.enter_context(tempfile.TemporaryDirectory())) / "run"
-            folder = output or Path("runs") / time.strftime(f"{name}-%Y-%m-%d-%H%M%S")
-            outcome = recipe.train(what, how, folder)
-        if outcome is None:
-            return 0
-        if json:
-            brief = {"fast_dev_run": True} if how.fast_dev_run else {}
-            _print_json({**outcome.as_json(), **brief})
-        else:
-            _print(outcome.in_words())
-        if how.fast_dev_run:
-            if not how.quiet:
-                _say("everything runs; after two batches the figures mean nothing")
-        elif not how.quiet:
-            _say("next:")
-            for command in outcome.next_commands(shlex.quote(str(outcome.best))):
-                _say(f"  {command}")
-        return 0
 
 
 def main() -> None:
@@ -754,45 +632,40 @@ def _run(tokens: list[str]) -> int:
     origin: str | None = None
     try:
         if tokens[:1] == ["train"]:
-            tokens, origin = _with_config_file(tokens)
-            if tokens[1:2] and tokens[1] in _recipes:
-                _load_recipe(tokens[1])
+            tokens, origin = configuration.applied(tokens)
+            if tokens[1:2] and tokens[1] in train.RECIPES:
+                train.load(tokens[1])
         code: Any = app(tokens, exit_on_error=False, print_error=False)
         # Here, and not when Python ends, so that a full disk or a closed pipe is noticed below.
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except cyclopts.CycloptsError as error:
-        _say(f"error: {error}")
+        streams.say(f"error: {error}")
         if origin is not None:
-            _say(f"  Options were also read from {origin}.")
+            streams.say(f"  Options were also read from {origin}.")
         if isinstance(error, cyclopts.UnknownOptionError) and tokens[0] in ("predict", "inspect"):
-            _say("  A text that begins with a dash goes after -- .")
-        _say(f"  {' '.join(['unspool', *(error.command_chain or ())])} --help shows what there is.")
+            streams.say("  A text that begins with a dash goes after -- .")
+        streams.say(f"  {' '.join(['unspool', *(error.command_chain or ())])} --help shows what there is.")
         return USAGE
     except UnspoolError as error:
         if verbose:
             traceback.print_exc()
         # All ranks raise it; one says it.
         if not isinstance(error, TrainingError) or os.environ.get("RANK", "0") == "0":
-            _say(f"error: {error}")
+            streams.say(f"error: {error}")
         return USAGE if isinstance(error, ConfigError) else FAILED
     except KeyboardInterrupt:
-        _say("interrupted")
+        streams.say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        _drop_stdout()  # who read it has left
+        streams.drop_stdout()  # who read it has left
         return FAILED
     except OSError as error:
         if verbose:
             traceback.print_exc()
-        _say(f"error: the system refused.\n  Received: {error}.")
-        _drop_stdout()
+        streams.say(f"error: the system refused.\n  Received: {error}.")
+        streams.drop_stdout()
         return FAILED
-
-
-def _drop_stdout() -> None:
-    """Let what is still in stdout's buffer go nowhere; Python would complain of it when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _verbosity(tokens: list[str]) -> tuple[bool, list[str]]:
@@ -802,191 +675,5 @@ def _verbosity(tokens: list[str]) -> tuple[bool, list[str]]:
     return bool(os.environ.get("UNSPOOL_DEBUG")) or len(kept) < end, [*kept, *tokens[end:]]
 
 
-def _with_config_file(tokens: list[str]) -> tuple[list[str], str | None]:
-    """Put the options of `--config FILE` before the others; those on the command line win.
-
-    Returns:
-        The tokens, with the recipe that the file names if they name none, and the file's name.
-    """
-    kept: list[str] = []
-    path: str | None = None
-    rest = iter(tokens)
-    for token in rest:
-        if token == "--config":
-            path = next(rest, None)
-            if path is None:
-                raise ConfigError("--config needs a file.\n  Fix: --config RUN/config.toml.")
-        elif token.startswith("--config="):
-            path = token.removeprefix("--config=")
-        else:
-            kept.append(token)
-    if path is None:
-        return tokens, None
-    content = _toml(Path(path))
-    given = {"--quiet" if token == "-q" else token.split("=")[0] for token in kept}
-    added: list[str] = []
-    for section, entries in content.items():
-        if not isinstance(entries, dict):
-            raise ConfigError(
-                f"{path}: {section} stands outside a section.\n  Fix: put it under [sentiment] or [training]."
-            )
-        if section == "run":
-            if len(kept) == 1 or kept[1].startswith("-"):
-                kept.insert(1, str(entries.get("task")))
-            continue
-        for key, value in entries.items():
-            flag = "--" + key.replace("_", "-")
-            if not given & {flag, f"--no-{flag[2:]}"}:
-                added.append(f"{flag}={str(value).lower() if isinstance(value, bool) else value}")
-    return [*kept[:2], *added, *kept[2:]], path
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read as a configuration.\n  Received: {error}\n"
-            f"  Fix: give a TOML file such as RUN/config.toml."
-        ) from error
-
-
-def _own_examples(model: Path, labels: tuple[str, ...], quiet: bool) -> tuple[str, list[readers.Example]]:
-    """What the run of this model folder was measured on: the part's name, and its examples.
-
-    Reads the run's record itself: the recipe, which has a reader for it, would import torch.
-    """
-    path = model.absolute().parent / "config.toml"
-    if not path.is_file():
-        raise DataError(
-            f"what {model} was measured on is not known here: there is no {path}.\n"
-            f"  Fix: say what to measure on with --data FILE."
-        )
-    content = _toml(path)
-    try:
-        record = content[content["run"]["task"]]
-        columns = {name: record[name] for name in ("text_column", "label_column")}
-        name, fold = record["data"], record["fold"]
-    except (KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is not the record of a run.\n  Received: {error!r}\n"
-            f"  Fix: say what to measure on with --data FILE."
-        ) from error
-    for part in ("test", "dev"):
-        if part in record:
-            return part, readers.read(record[part], **columns, labels=labels)
-    if "train" in record:
-        _, dev = readers.hold_out(readers.read(record["train"], **columns))
-        return "dev", dev
-    return "test", benchmark(name, fold=fold, data_dir=record.get("data_dir"), quiet=quiet).test
-
-
-def _inspection(recording: introspect.Recording, moved: introspect.Contributions) -> dict[str, Any]:
-    """The numbers behind the heat map, as JSON has them."""
-    directions = ("forward", "reverse")[: recording.directions]
-    means: dict[str, Any] = {}
-    for d, name in enumerate(directions):
-        means[name] = {
-            gate.value: _rounded(recording.gate(gate, direction=d).mean(1)) for gate in recording.cell.gates
-        }
-        if recording.cell is Cell.LSTM:
-            means[name]["cell state size"] = _rounded(abs(recording.cell_state(direction=d)).mean(1))
-    return {
-        "words": list(recording.words),
-        "known": list(recording.known),
-        "label": moved.label,
-        "score": moved.score,
-        "rival": moved.rival,
-        "margin": moved.margin,
-        "contributions": _rounded(moved.values),
-        "mean gates": means,
-    }
-
-
-def _both_readings(context: introspect.RightContext) -> dict[str, Any]:
-    return {
-        "forward": _rounded(context.forward),
-        "reverse": None if context.reverse is None else _rounded(context.reverse),
-    }
-
-
-def _write_inspection(output: Path, recording: introspect.Recording, moved: introspect.Contributions) -> None:
-    from unspool.page import sentence
-
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.suffix == ".safetensors":
-            recording.save(output)
-        elif output.suffix == ".html":
-            files.write_file(output, sentence.html(recording, moved).encode())
-        else:
-            sentence.figure(recording, moved).savefig(output, dpi=150)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written.\n  Received: {error.strerror or error}.") from error
-
-
-def _check_argument(text: str) -> None:
-    """Refuse a text whose bytes were not UTF-8, as a file's line would be."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the text is not UTF-8.\n  Received: {os.fsencode(text)[:100]!r}, character {error.start + 1}.\n"
-            f"  Fix: iconv -f cp1252 -t utf-8, for instance."
-        ) from None
-
-
-def _lines_of_stdin() -> Iterator[str]:
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        try:
-            text = line.decode().rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"stdin:{number}: the line is not UTF-8.\n  Received: byte 0x{line[error.start]:02x}.\n"
-                f"  Fix: iconv -f cp1252 -t utf-8, for instance."
-            ) from None
-        yield text.removeprefix("\ufeff") if number == 1 else text
-
-
-def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _rounded(values: Iterable[Any]) -> list[float]:
-    return [round(float(value), 6) for value in values]
-
-
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def _print(text: str) -> None:
-    """Print a text; signs that stdout's encoding lacks become plain ones, or escapes."""
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
-    print(text)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    """Print a JSON line: UTF-8, or ASCII with JSON's escapes where stdout is something else."""
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        plain = (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
-        text.encode()
-    except UnicodeEncodeError:  # a path may hold bytes that are no text
-        plain = True
-    print(json.dumps(value) if plain else text)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
