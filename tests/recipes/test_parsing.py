@@ -197,7 +197,7 @@ def test_a_sentence_of_five_thousand_words_has_a_tree(outcome: Outcome) -> None:
     assert short.heads == (2, 3, 0)
 
 
-def test_words_are_spelled_beside_words_of_like_length(outcome: parsing.Outcome) -> None:
+def test_words_are_spelled_beside_words_of_like_length(outcome: Outcome) -> None:
     draw = np.random.default_rng(0)
     for lengths in ([], [0], [3, 1, 0], [300, 7, 6, 0], *(draw.integers(0, 40, n) for n in range(1, 60))):
         lengths = np.sort(np.array(lengths, np.int64))[::-1]
