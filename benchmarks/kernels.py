@@ -27,8 +27,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from stamp import in_words, stamp
 from unspool import nn
 from unspool.exchange import to_onnx
-from unspool.kernels import native
-from unspool.kernels.contract import Cell, Weights
+from unspool.kernels import masks, native
+from unspool.kernels.contract import Cell, State, Weights
 from unspool.stream import Stream
 
 HERE = Path(__file__).parent
@@ -110,6 +110,16 @@ def rows() -> Iterator[Row]:
         for batch in (8, 32):
             title = f"LSTM in bfloat16, T=64, B={batch}, I=H={hidden}: training, the kernels beside autocast"
             yield Row(title, lambda B=batch, H=hidden: bfloat16_training(B, H))
+    for training in (False, True):
+        what = "training" if training else "inference"
+        title = f"LSTM with a projection, T=64, B=32, I=H=256, P=128: {what}"
+        yield Row(title, lambda training=training: projection(training))
+    for name, built in (
+        ("recurrent dropout", recurrent_dropout),
+        ("layer norm", layer_norm),
+        ("zoneout", zoneout),
+    ):
+        yield Row(f"{name}, LSTM, T=64, B=32, I=H=256: training, beside plain training of ours", built)
     yield Row("resets at 3 % of steps, LSTM, T=128, B=16, H=128: forward and backward", resets)
     yield Row("the trace kept, LSTM, T=64, B=32, H=256: inference", traced)
     for hidden, classes in ((128, 2_000), (256, 5_000)):
@@ -266,6 +276,56 @@ def layer(
         return run
 
     return {name: train(way) for name, way in ways.items()}
+
+
+def projection(training: bool) -> Ways:
+    """A projected LSTM, forward or forward and backward, against torch's."""
+    theirs, ours = torch.nn.LSTM(256, 256, proj_size=128), nn.LSTM(256, 256, proj_size=128)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(64, 32, 256, requires_grad=training)
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0], atol=1e-5, rtol=1e-5)
+    ways: dict[str, Any] = {"unspool": ours, "nn.LSTM": theirs}
+    if not training:
+        return {name: without_gradient(lambda layer=layer: layer(x)) for name, layer in ways.items()}
+    d_out = torch.randn(64, 32, 128)
+    return {name: lambda layer=layer: layer(x)[0].backward(d_out) for name, layer in ways.items()}
+
+
+def recurrent_dropout() -> Ways:
+    """Masks drawn at every call, against none: what dropout costs is the reverse of the ratio."""
+    return beside_plain("with dropout", recurrent_dropout=0.25)
+
+
+def layer_norm() -> Ways:
+    """Three norms a step, against none: what they cost is the reverse of the ratio."""
+    return beside_plain("with layer norm", layer_norm=True)
+
+
+def beside_plain(name: str, **options: Any) -> Ways:
+    """Forward and backward of ours with options and without."""
+    layers = {name: nn.LSTM(256, 256, **options), "plain": nn.LSTM(256, 256)}
+    x, d_out = torch.randn(64, 32, 256, requires_grad=True), torch.randn(64, 32, 256)
+    return {which: lambda layer=layer: layer(x)[0].backward(d_out) for which, layer in layers.items()}
+
+
+def zoneout() -> Ways:
+    """The kernels with masks of zoneout, which are given to them, against the plain ones."""
+    weights = [torch.randn(4 * 256, 256).numpy() / 16 for _ in range(2)]
+    prepared = native.prepare(Cell.LSTM, [Weights(*weights, torch.zeros(4 * 256).numpy())])
+    x, d_out = torch.randn(64, 32, 256).numpy(), torch.randn(64, 32, 1, 256).numpy()
+    kept = [
+        masks.zoneout(0, 0, 0, 1, 32, 256, 64, share, part)
+        for part, share in (("hidden", 0.05), ("cell", 0.5))
+    ]
+
+    def way(**options: Any) -> Callable[[], object]:
+        def run() -> object:
+            trace, _ = native.forward(prepared, x, **options)
+            return native.backward(prepared, x, trace, d_hidden=d_out, **options)
+
+        return run
+
+    return {"with zoneout": way(zoneout=State(*kept)), "plain": way()}
 
 
 def resets() -> Ways:
