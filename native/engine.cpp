@@ -14,6 +14,8 @@
 //   s step in reading order (0 is read first)   t time step   row: a sequence of the batch
 #include "engine.h"
 
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <new>
 
@@ -34,6 +36,11 @@ constexpr int64_t kMeetingWorth = 45'000;
 // Products of a step of a stream that are worth another thread: of a lent team, which is awake between the steps.  To
 // wake an own one costs as much as the step.
 constexpr int64_t kSharedStep = 400'000;
+
+// A team ends together.  Where one of its threads was put aside by the system, a step takes milliseconds: several times
+// what it takes alone.  After such a step so many go alone, on whatever stream.
+constexpr int64_t kStepsAlone = 2000;
+std::atomic<int64_t> steps_alone{0};
 
 // Threads that the work is worth: waking one costs microseconds.
 int worthwhile(const Sizes& z, const Run& run, int threads) {
@@ -209,14 +216,21 @@ bool step_cell(const Packed& packed, const Step& given, int threads) {
   const int64_t products = given.rows * z.gates * z.hidden * (z.input + z.hidden);
   if (products < 200'000) threads = 1;
   const int64_t tiles = (given.rows + kRows - 1) / kRows;
-  const bool shared = tiles == 1 && products >= kSharedStep && is_lent();
+  bool shared = tiles == 1 && products >= kSharedStep && threads > 1 && is_lent();
+  if (shared && steps_alone.load(std::memory_order_relaxed) > 0) {
+    steps_alone.fetch_sub(1, std::memory_order_relaxed);
+    shared = false;
+  }
   const int64_t parts = shared ? smaller(threads, Layout<C>::panels(z.hidden)) : 1;
   const int64_t narrow = parts * given.rows * Stepping<C>::floats_a_row(z);
   float* memory = narrow > 0 ? take_floats(narrow) : nullptr;
   if (narrow > 0 && memory == nullptr) return false;
   Stepping<C> stepping{packed, given, (tiles + threads - 1) / threads * kRows, parts, memory};
+  const auto begun = shared ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point{};
   parallel((given.rows + stepping.rows_an_item - 1) / stepping.rows_an_item * parts, threads,
            Stepping<C>::body, &stepping, *given.stop);
+  if (shared && std::chrono::steady_clock::now() - begun > std::chrono::nanoseconds(products / 5))
+    steps_alone.store(kStepsAlone, std::memory_order_relaxed);
   give_back(memory);
   return true;
 }
