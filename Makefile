@@ -12,6 +12,7 @@
 #   make soak        the verification tests, the long versions
 #   make sanitize    the tests on engines built with gcc's sanitizers
 #   make thirdparty  others' models and algorithms with our layers in them, in an environment of its own
+#   make gpu         a GPU's results beside this processor's; needs CUDA
 #   make exchange-test  conversions beside live Keras and Flax, in an environment of its own; ONNX's figures
 #   make clean       remove what make has made, but for runs/
 
@@ -23,7 +24,7 @@ LIVE ?= .venv-live
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILT := native/*.cpp native/*.h CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty exchange-test clean lab docs page
+.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty gpu exchange-test clean lab docs page
 
 demo: $(VENV)/demo-installed
 	$(BIN)/unspool train sentiment --output runs/demo --force
@@ -88,6 +89,10 @@ $(GUESTS)/installed: constraints.txt tests/thirdparty/constraints.txt $(wildcard
 	$(GUESTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 	  --config-settings build-dir=build/thirdparty --editable .
 	touch $@
+
+# In the environment that is there: one with a build of torch for CUDA.
+gpu: $(VENV)/dev-installed
+	$(BIN)/python -m pytest -q tests/gpu
 
 exchange-test: $(VENV)/dev-installed $(LIVE)/installed
 	$(BIN)/python benchmarks/exchange.py

@@ -19,7 +19,16 @@ WITH_TORCH = (
     "swapping.py",
     *(
         f"ops/{name}.py"
-        for name in ("__init__", "arguments", "batching", "derivatives", "groups", "operators", "running")
+        for name in (
+            "__init__",
+            "arguments",
+            "batching",
+            "cudnn",
+            "derivatives",
+            "groups",
+            "operators",
+            "running",
+        )
     ),
     "run/bad_steps.py",
     "run/folder.py",

@@ -13,6 +13,7 @@ never views of one flat buffer.
     P size of a projected hidden state; H where there is no projection
 """
 
+import itertools
 import math
 import numbers
 import warnings
@@ -219,11 +220,16 @@ class _Recurrent(nn.Module):
             parts.append("peephole=True")
         if isinstance(self, LSTM) and self.forget_bias is not None:
             parts.append(f"forget_bias={self.forget_bias}")
-        parts.append(f"kernels={ops.kernels_for(self.kernels, self.weight_hh_l0).describe()}")
+        parts.append(f"kernels={ops.cudnn.describe(self.kernels, self.weight_hh_l0)}")
         return ", ".join(parts)
 
-    def _weights(self, k: int) -> tuple[Weights, ...]:
-        """The weights of layer k, read through attributes so that parametrizations act."""
+    def _weights(self, k: int, given: Sequence[Tensor] | None = None) -> tuple[Weights, ...]:
+        """The weights of layer k: those given, or read through attributes so that parametrizations act."""
+        if given is not None:
+            each = 4 if self.bias else 2
+            at = range(k * self._directions, (k + 1) * self._directions)
+            parts: list[Any] = [(*given[i * each : (i + 1) * each], None, None)[:4] for i in at]
+            return tuple(_gradient_ready_weights(self.cell, *four) for four in parts)
         return tuple(
             _gradient_ready_weights(
                 self.cell,
@@ -319,22 +325,29 @@ class _Recurrent(nn.Module):
         resets: Tensor | None,
         recurrent_mask: Tensor | None,
         kept: list[Trace] | None = None,
+        given: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run all layers over (T, B, I); a `kept` list takes their traces, and no gradients."""
+        """Run all layers over (T, B, I); a `kept` list takes their traces, and no gradients.
+
+        With `given` weights, as `all_weights` lists them, by the reference's equations.
+        """
         steps, batch, _ = x.shape
         directions = self._directions
         if recurrent_mask is not None:
             self._check_mask(recurrent_mask, x)
         finals: list[list[Tensor]] = [[], []]
         on_host = None if lengths is None else lengths.to("cpu", torch.int64)
+        if given is None and self._is_cudnns(x, hx, on_host, resets, recurrent_mask, kept):
+            return self._by_cudnn(x, hx, on_host)
         for k in range(self.num_layers):
             of_layer = slice(k * directions, (k + 1) * directions)
             hidden, cell = (
                 (None, None) if hx is None else (hx[0][of_layer], hx[1][of_layer] if len(hx) == 2 else None)
             )
             mask = None if recurrent_mask is None else recurrent_mask[of_layer]
-            weights = self._weights(k)
-            run = ops.Run(self.cell, self.kernels, on_host, resets, mask, self.tap, k)
+            weights = self._weights(k, given)
+            kernels = self.kernels if given is None else "reference"
+            run = ops.Run(self.cell, kernels, on_host, resets, mask, self.tap, k)
             if kept is None:
                 out, final_hidden, final_cell = ops.layer(run, x, hidden, cell, weights)
             else:
@@ -348,6 +361,50 @@ class _Recurrent(nn.Module):
             if self.dropout and self.training and k + 1 < self.num_layers:
                 x = F.dropout(x, self.dropout)
         return x, tuple(torch.cat(parts) for parts in finals if parts)
+
+    def _is_cudnns(
+        self,
+        x: Tensor,
+        hx: tuple[Tensor, ...] | None,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        recurrent_mask: Tensor | None,
+        kept: list[Trace] | None,
+    ) -> bool:
+        """Whether torch's own kernels run a call: a plain one on a GPU."""
+        return (
+            ops.cudnn.takes(self.kernels, x.device.type)
+            and resets is None
+            and recurrent_mask is None
+            and kept is None
+            and self.tap is None
+            and x.numel() > 0
+            and ops.cudnn.is_open((x, *(hx or ()), lengths, *self._all_weights()))
+        )
+
+    def _by_cudnn(
+        self, x: Tensor, hx: tuple[Tensor, ...] | None, lengths: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run a plain stack over (T, B, I) by torch's own kernels."""
+
+        def again(x: Tensor, hx: tuple[Tensor, ...] | None, weights: Sequence[Tensor]) -> ops.cudnn.Results:
+            output, final = self._layers(x, hx, lengths, None, None, given=weights)
+            return output, *final
+
+        stack = ops.cudnn.Stack(
+            self.cell,
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            self._directions,
+            self.bias,
+            dropout=self.dropout if self.training and self.num_layers > 1 else 0.0,
+        )
+        output, *final = ops.cudnn.run(stack, x, hx, tuple(self._all_weights()), lengths, again)
+        return output, tuple(final)
+
+    def _all_weights(self) -> list[Tensor]:
+        return list(itertools.chain(*self.all_weights))
 
     def trace(
         self,

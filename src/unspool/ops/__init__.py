@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unspool.errors import KernelsError
 from unspool.kernels.contract import Cell, State, Trace, Weights
-from unspool.ops import batching, derivatives, operators, running
+from unspool.ops import batching, cudnn, derivatives, operators, running
 from unspool.ops.arguments import (
     GIVEN,
     TRACE,
@@ -30,7 +30,7 @@ from unspool.ops.arguments import (
     kernels_for,
 )
 
-__all__ = ["Run", "is_traced", "kernels_for", "layer", "trace"]
+__all__ = ["Run", "cudnn", "is_traced", "kernels_for", "layer", "trace"]
 
 
 def _share_threads() -> None:
