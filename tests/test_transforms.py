@@ -213,12 +213,20 @@ def test_a_hessian_vector_product_is_torch_nns(name: str) -> None:
 
 
 @every_layer
-def test_under_autocast_the_recurrence_keeps_its_weights_dtype(name: str) -> None:
+def test_the_operator_under_autocast_is_the_layer(name: str) -> None:
+    """Called as it is, it widens what it is given and narrows its products, compiled or not."""
+    torch._dynamo.reset()
     layer = LAYERS[name](I, H)
-    x = torch.randn(T, B, I)
+    x = torch.randn(T, B, I).bfloat16()
+    weights = layer._weights(0)
+    it = ops.arguments.Layer(
+        ops.Run(layer.cell, "auto"), (x, *[None] * 4, *ops.arguments.flat_weights(weights))
+    )
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        narrow = torch.nn.functional.linear(x, torch.eye(I))
-        assert narrow.dtype == torch.bfloat16
-        output = first(layer(narrow.float()))
-    assert output.dtype == torch.float32
-    torch.testing.assert_close(output, first(layer(narrow.float())))
+        wanted = first(layer(x))
+        got = torch.ops.unspool.infer.default(*it.flat)[0]
+        assert torch.equal(got.flatten(2), wanted)
+        assert torch.equal(first(compiled(x)), wanted)
+    assert wanted.dtype == torch.float32
+    assert not torch.equal(wanted, first(layer(x.float())))

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from unspool.errors import KernelsError, MissingExtra
+from unspool.errors import InputError, KernelsError, MissingExtra
 
 try:
     import torch
@@ -226,10 +226,15 @@ class _Recurrent(nn.Module):
     def _weights(self, k: int, given: Sequence[Tensor] | None = None) -> tuple[Weights, ...]:
         """The weights of layer k: those given, or read through attributes so that parametrizations act."""
         if given is not None:
-            each = 4 if self.bias else 2
-            at = range(k * self._directions, (k + 1) * self._directions)
-            parts: list[Any] = [(*given[i * each : (i + 1) * each], None, None)[:4] for i in at]
-            return tuple(_gradient_ready_weights(self.cell, *four) for four in parts)
+            four = 4 if self.bias else 2
+            each = four + (1 if self.proj_size else 0)
+            at = range(k * self._directions * each, (k + 1) * self._directions * each, each)
+            parts: list[Any] = [(*given[i : i + four], None, None)[:4] for i in at]
+            projected = [given[i + four] if self.proj_size else None for i in at]
+            return tuple(
+                _gradient_ready_weights(self.cell, *of)._replace(projection=projection)
+                for of, projection in zip(parts, projected, strict=True)
+            )
         return tuple(
             _gradient_ready_weights(
                 self.cell,
@@ -347,7 +352,8 @@ class _Recurrent(nn.Module):
             mask = None if recurrent_mask is None else recurrent_mask[of_layer]
             weights = self._weights(k, given)
             kernels = self.kernels if given is None else "reference"
-            run = ops.Run(self.cell, kernels, on_host, resets, mask, self.tap, k)
+            narrow = ops.precision_of(weights[0])
+            run = ops.Run(self.cell, kernels, on_host, resets, mask, self.tap, k, narrow)
             if kept is None:
                 out, final_hidden, final_cell = ops.layer(run, x, hidden, cell, weights)
             else:
@@ -374,6 +380,8 @@ class _Recurrent(nn.Module):
         """Whether torch's own kernels run a call: a plain one on a GPU."""
         return (
             ops.cudnn.takes(self.kernels, x.device.type)
+            and not self.layer_norm
+            and not self.peephole
             and resets is None
             and recurrent_mask is None
             and kept is None
@@ -398,6 +406,7 @@ class _Recurrent(nn.Module):
             self.num_layers,
             self._directions,
             self.bias,
+            self.proj_size,
             dropout=self.dropout if self.training and self.num_layers > 1 else 0.0,
         )
         output, *final = ops.cudnn.run(stack, x, hx, tuple(self._all_weights()), lengths, again)
@@ -462,6 +471,7 @@ class _Recurrent(nn.Module):
 
     def _admit(self, x: Tensor, packed: bool = False) -> Tensor:
         weight = self.weight_ih_l0
+        _check_dtype(weight)
         x = _as_the_weights(x, weight)
         if x.dtype != weight.dtype:
             raise ValueError(
@@ -570,7 +580,7 @@ class _Recurrent(nn.Module):
 
 
 def _as_the_weights(x: Tensor, weight: Tensor) -> Tensor:
-    """Under autocast a recurrence runs in its weights' dtype, whatever was handed to it."""
+    """Under autocast states and sums keep their weights' dtype, whatever was handed to the layer."""
     device = x.device.type
     if (
         torch.amp.is_autocast_available(device)
@@ -579,6 +589,17 @@ def _as_the_weights(x: Tensor, weight: Tensor) -> Tensor:
     ):
         return x.to(weight.dtype)
     return x
+
+
+def _check_dtype(weight: Tensor) -> None:
+    """Raise where no kernels run a layer's weights: narrow ones on the CPU."""
+    if weight.dtype in (torch.bfloat16, torch.float16) and weight.device.type == "cpu":
+        raise InputError(
+            f"On the CPU a layer does not run {str(weight.dtype)[6:]} weights: they are float32 or float64.\n"
+            f"  Received: weights of {weight.dtype}.\n"
+            "  Fix: layer.float(), and torch.autocast('cpu', dtype=torch.bfloat16) around the call: products "
+            "in bfloat16, states and sums in float32."
+        )
 
 
 def _fits(given: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
@@ -998,12 +1019,13 @@ class _Step(nn.Module):
         weights = _gradient_ready_weights(
             self.cell, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         )
-        run = ops.Run(self.cell, self.kernels)
+        run = ops.Run(self.cell, self.kernels, precision=ops.precision_of(weights))
         _, *final = ops.layer(run, x.unsqueeze(0), hidden, cell, (weights,))
         parts = [part[0] for part in final if part is not None]
         return tuple(part if batched else part.squeeze(0) for part in parts)
 
     def _admit(self, x: Tensor, what: str) -> Tensor:
+        _check_dtype(self.weight_ih)
         x = _as_the_weights(x, self.weight_ih)
         if x.dtype != self.weight_ih.dtype:
             raise RuntimeError(

@@ -28,9 +28,10 @@ from unspool.ops.arguments import (
     flat_weights,
     is_traced,
     kernels_for,
+    precision_of,
 )
 
-__all__ = ["Run", "cudnn", "is_traced", "kernels_for", "layer", "trace"]
+__all__ = ["Run", "cudnn", "is_traced", "kernels_for", "layer", "precision_of", "trace"]
 
 
 def _share_threads() -> None:
@@ -113,7 +114,7 @@ class _Layer(torch.autograd.Function):
         it = Layer(run, tensors[: len(GIVEN)])
         ctx.running = running.prepare(it)
         trace, final = running.forward(ctx.running, it)
-        ctx.cell, ctx.kernels, ctx.tap = run.cell, run.kernels, run.tap
+        ctx.settings, ctx.tap = run.settings, run.tap
         if run.tap is not None:
             ctx.place = run.tap.ran(run, it.x, State(*it.states()[:2]), trace)
         ctx.set_materialize_grads(False)
@@ -125,7 +126,7 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: each reading unpacks
         flat, trace = saved[: -len(TRACE)], Trace(*saved[-len(TRACE) :])
-        it = Layer.of((ctx.cell, ctx.kernels, *flat))
+        it = Layer.of((*ctx.settings, *flat))
         if batching.is_in_old_vmap(arriving):
             gradients = batching.map_in_old_vmap(operators.call_backward, (0, *arriving, *trace, *it.flat))
             listed = _at_their_places(it, gradients)

@@ -18,6 +18,7 @@ from unspool.kernels.checks import dtype_name
 from unspool.kernels.contract import Cell, Kernels, State, Trace, Weights
 
 DIRECTIONS = (0, 1)
+SETTINGS = ("cell", "kernels", "precision")  # what is no tensor
 STATES = ("hidden", "cell_state", "reset_hidden", "reset_cell_state")
 WEIGHTS = tuple(f"{part}_{d}" for d in DIRECTIONS for part in Weights._fields)
 GIVEN = ("x", *STATES, *WEIGHTS)  # what has a gradient
@@ -31,7 +32,7 @@ def _schema(names: Sequence[str]) -> str:
     return ", ".join(f"Tensor{'' if name in REQUIRED else '?'} {name}" for name in names)
 
 
-_LAYER = f"str cell, str kernels, {_schema(GIVEN)}, {_schema(OPTIONS)}"
+_LAYER = f"{', '.join(f'str {name}' for name in SETTINGS)}, {_schema(GIVEN)}, {_schema(OPTIONS)}"
 
 # `infer` returns the output (T, B, D, H) and the final hidden and cell state (D, B, H), `forward` the trace,
 # whose hidden states are the output, and the final state.  What a cell does not have is a tensor of no
@@ -57,6 +58,12 @@ class Run(NamedTuple):
     recurrent_mask: Tensor | None = None  # (D, B, H)
     tap: Any = None  # told what ran, as it ran; see `introspect.capture`
     level: int = 0  # which layer of the module this is
+    precision: str = "float32"  # what products are made in: "float32" or "bfloat16"
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What is no tensor, in the order of `SETTINGS`."""
+        return self.cell.value, self.kernels, self.precision
 
     @property
     def options(self) -> tuple[Tensor | None, ...]:
@@ -72,15 +79,15 @@ class Layer(NamedTuple):
 
     @classmethod
     def of(cls, flat: Sequence[Any]) -> "Layer":
-        """Read an operator's arguments: cell, kernels, GIVEN, OPTIONS."""
-        cell, kernels, *tensors = flat
-        given, options = tensors[: len(GIVEN)], tensors[len(GIVEN) :]
-        return cls(Run(Cell(cell), kernels, *options), tuple(given))
+        """Read an operator's arguments: SETTINGS, GIVEN, OPTIONS."""
+        cell, kernels, precision, *tensors = flat
+        given, (lengths, resets, mask) = tensors[: len(GIVEN)], tensors[len(GIVEN) :]
+        return cls(Run(Cell(cell), kernels, lengths, resets, mask, precision=precision), tuple(given))
 
     @property
     def flat(self) -> tuple[Any, ...]:
         """The arguments as an operator takes them."""
-        return (self.run.cell.value, self.run.kernels, *self.given, *self.run.options)
+        return (*self.run.settings, *self.given, *self.run.options)
 
     @property
     def x(self) -> Tensor:
@@ -115,6 +122,22 @@ def kernels_for(name: str, weight: Tensor) -> Kernels:
     if name == "auto":
         return choose(dtype_name(weight), weight.device.type)
     return load(name)
+
+
+def precision_of(weights: Weights) -> str:
+    """What a layer's products are made in here and now: bfloat16 under autocast to it.
+
+    On the CPU, of plain float32 weights: options of a cell run in float32.
+    """
+    plain = Weights(weights.input, weights.recurrent, weights.bias, weights.candidate_bias)
+    narrow = (
+        torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and weights.input.dtype == torch.float32
+        and weights.input.device.type == "cpu"
+        and all(own is given for own, given in zip(plain, weights, strict=True))
+    )
+    return "bfloat16" if narrow else "float32"
 
 
 def trace_shapes(layer: Layer) -> tuple[tuple[Any, ...] | None, ...]:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unspool.ops.arguments import ARRIVING, GIVEN, OPTIONS, STATES, TRACE, WEIGHTS
+from unspool.ops.arguments import ARRIVING, GIVEN, OPTIONS, SETTINGS, STATES, TRACE, WEIGHTS
 
-_LAYER = ("cell", "kernels", *GIVEN, *OPTIONS)
+_LAYER = (*SETTINGS, *GIVEN, *OPTIONS)
 _ROWS = dict.fromkeys(("x", *STATES, *ARRIVING, *TRACE, "resets", "recurrent_mask"), 1) | {"lengths": 0}
 _OUTPUT_ROWS = 1
 

@@ -21,12 +21,14 @@ from unspool.ops.arguments import (
     INFER,
     OPTIONS,
     SECOND,
+    SETTINGS,
     TRACE,
     WEIGHTS,
     Layer,
     is_traced,
     or_none,
     or_nothing,
+    precision_of,
     state_shapes,
     trace_shapes,
 )
@@ -36,6 +38,7 @@ for _schema in (INFER, FORWARD, BACKWARD, SECOND):
     library.define(_schema)
 
 _HIDDEN = Trace._fields.index("hidden")
+_NO_SETTINGS = (None,) * len(SETTINGS)  # in the place of their gradients
 
 
 # -- what runs
@@ -137,34 +140,34 @@ def _fake_backward(*flat: Any) -> list[Tensor]:
 
 
 def _keep(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    ctx.cell, ctx.kernels = inputs[:2]
+    ctx.settings = inputs[: len(SETTINGS)]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(
         *(kept for i, kept in enumerate(output[: len(TRACE)]) if i != _HIDDEN)
     )  # what else the trace holds is for backward alone
-    ctx.save_for_backward(*inputs[2:], *output[: len(TRACE)])
+    ctx.save_for_backward(*inputs[len(SETTINGS) :], *output[: len(TRACE)])
 
 
 def _derive(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # once: each reading unpacks
     count = len(GIVEN) + len(OPTIONS)
-    layer = Layer.of((ctx.cell, ctx.kernels, *saved[:count]))
+    layer = Layer.of((*ctx.settings, *saved[:count]))
     trace = or_none(layer.run.cell, saved[count:], Trace._fields)
     gradients = call_backward(0, arriving[_HIDDEN], *arriving[len(TRACE) :], *trace, *layer.flat)
     found = dict(zip(layer.present(), gradients, strict=True))
-    return (None, None, *(found.get(i) for i in range(len(GIVEN))), *[None] * len(OPTIONS))
+    return (*_NO_SETTINGS, *(found.get(i) for i in range(len(GIVEN))), *[None] * len(OPTIONS))
 
 
 def _keep_for_backward(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
     ctx.set_materialize_grads(False)
     count, arriving, _, layer = read_backward(inputs)
-    ctx.groups, ctx.cell, ctx.kernels = count, layer.run.cell.value, layer.run.kernels
-    ctx.save_for_backward(*arriving, *layer.flat[2:])
+    ctx.groups, ctx.settings = count, layer.run.settings
+    ctx.save_for_backward(*arriving, *layer.flat[len(SETTINGS) :])
 
 
 def _read_kept(ctx: Any) -> tuple[tuple[Tensor | None, ...], Layer]:
     saved = ctx.saved_tensors
-    return saved[: len(ARRIVING)], Layer.of((ctx.cell, ctx.kernels, *saved[len(ARRIVING) :]))
+    return saved[: len(ARRIVING)], Layer.of((*ctx.settings, *saved[len(ARRIVING) :]))
 
 
 def _derive_backward(ctx: Any, *d_gradients: Any) -> tuple[Tensor | None, ...]:
@@ -177,7 +180,7 @@ def _derive_backward(ctx: Any, *d_gradients: Any) -> tuple[Tensor | None, ...]:
     else:
         found = derivatives.second(layer, arriving, ctx.groups, d_gradients)
     d_arriving, d_given = found[: len(ARRIVING)], found[len(ARRIVING) :]
-    return (None, *d_arriving, *[None] * len(TRACE), None, None, *d_given, *[None] * len(OPTIONS))
+    return (None, *d_arriving, *[None] * len(TRACE), *_NO_SETTINGS, *d_given, *[None] * len(OPTIONS))
 
 
 def _second_operator(
@@ -194,19 +197,19 @@ def _second_operator(
 
 
 def _keep_for_infer(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    ctx.cell, ctx.kernels = inputs[:2]
+    ctx.settings = inputs[: len(SETTINGS)]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[2:])
+    ctx.save_for_backward(*inputs[len(SETTINGS) :])
 
 
 def _derive_infer(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
     """No trace was kept: the layer runs again for it."""
-    layer = Layer.of((ctx.cell, ctx.kernels, *ctx.saved_tensors))
+    layer = Layer.of((*ctx.settings, *ctx.saved_tensors))
     results = call_forward(*layer.flat)
     trace = or_none(layer.run.cell, results[: len(TRACE)], Trace._fields)
     gradients = call_backward(0, *arriving, *trace, *layer.flat)
     found = dict(zip(layer.present(), gradients, strict=True))
-    return (None, None, *(found.get(i) for i in range(len(GIVEN))), *[None] * len(OPTIONS))
+    return (*_NO_SETTINGS, *(found.get(i) for i in range(len(GIVEN))), *[None] * len(OPTIONS))
 
 
 # -- functorch's transforms go through a Function: torch.library's autograd does not take part in them
@@ -220,7 +223,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         _keep(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[2:])
+        ctx.save_for_forward(*inputs[len(SETTINGS) :])
 
     backward = staticmethod(_derive)
 
@@ -230,8 +233,8 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *moving: Tensor | None) -> Any:
-        layer = Layer.of((ctx.cell, ctx.kernels, *ctx.saved_for_forward))
-        found = derivatives.tangents(layer, moving[2 : 2 + len(GIVEN)])
+        layer = Layer.of((*ctx.settings, *ctx.saved_for_forward))
+        found = derivatives.tangents(layer, moving[len(SETTINGS) : len(SETTINGS) + len(GIVEN)])
         trace: list[Tensor | None] = [None] * len(TRACE)
         trace[_HIDDEN] = found[0]
         final = found[1:] if layer.run.cell is Cell.LSTM else (found[1], found[1].new_zeros(0))
@@ -247,7 +250,7 @@ class _Backward(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         _keep_for_backward(ctx, inputs, output)
         _, arriving, _, layer = read_backward(inputs)
-        ctx.save_for_forward(*arriving, *layer.flat[2:])
+        ctx.save_for_forward(*arriving, *layer.flat[len(SETTINGS) :])
 
     backward = staticmethod(_derive_backward)
 
@@ -259,8 +262,8 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *moving: Tensor | None) -> Any:
         saved = ctx.saved_for_forward
-        layer = Layer.of((ctx.cell, ctx.kernels, *saved[len(ARRIVING) :]))
-        first = 1 + len(ARRIVING) + len(TRACE) + 2
+        layer = Layer.of((*ctx.settings, *saved[len(ARRIVING) :]))
+        first = 1 + len(ARRIVING) + len(TRACE) + len(SETTINGS)
         return derivatives.tangents_of_gradients(
             layer,
             saved[: len(ARRIVING)],
@@ -294,7 +297,7 @@ def call_backward(*flat: Any) -> Sequence[Tensor]:
     return torch.ops.unspool.backward.default(*flat)  # type: ignore[no-any-return]
 
 
-# -- what autocast casts: to the weights' dtype, in which the recurrence runs
+# -- what autocast casts: to the weights' dtype, that of states and sums; to bfloat16 only what products take
 
 
 def _under_autocast(name: str, key: str) -> Callable[..., Any]:
@@ -306,7 +309,10 @@ def _under_autocast(name: str, key: str) -> Callable[..., Any]:
         dtype = layer.weights()[0].input.dtype
         given = tuple(None if tensor is None else tensor.to(dtype) for tensor in layer.given)
         mask = layer.run.recurrent_mask
-        run = layer.run._replace(recurrent_mask=None if mask is None else mask.to(dtype))
+        run = layer.run._replace(
+            recurrent_mask=None if mask is None else mask.to(dtype),
+            precision=precision_of(layer.weights()[0]),
+        )
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return operator(*Layer(run, given).flat)
 

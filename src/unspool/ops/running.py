@@ -55,7 +55,7 @@ def prepare(layer: Layer) -> Running:
     first = layer.weights()[0].input
     kernels, to = kernels_for(layer.run.kernels, first), _to(layer.x)
     weights = [Weights(*map(to, w)) for w in layer.weights()]
-    return Running(kernels, kernels.prepare(layer.run.cell, weights))
+    return Running(kernels, kernels.prepare(layer.run.cell, weights, precision=layer.run.precision))
 
 
 def infer(running: Running, layer: Layer) -> tuple[Tensor, Tensor, Tensor | None]:
