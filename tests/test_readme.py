@@ -19,6 +19,27 @@ BLOCKS = re.findall(
 )
 
 
+ROOT = README.parent
+LINKS = re.findall(r"\]\(([^)\s\"]+)(?:\s+\"(\w+)\")?\)", README.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("path", "test"), LINKS, ids=lambda part: str(part))
+def test_a_link_leads_somewhere(path: str, test: str) -> None:
+    """To a file; and where it names a test, to that test in it."""
+    if path.startswith("http"):
+        return
+    assert (ROOT / path).exists()
+    if test:
+        assert f"\ndef {test}(" in (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_every_row_beside_torchs_names_its_test() -> None:
+    text = README.read_text(encoding="utf-8")
+    rows = text.split("| | `torch.nn.LSTM` |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(rows) > 10
+    assert [row for row in rows if "[yes" not in row and "| not yet |" not in row] == []
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with files of every task, their names those of the README, and a run in runs/demo."""
