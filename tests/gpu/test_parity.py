@@ -69,12 +69,7 @@ def _full_precision() -> Iterator[None]:
 
 def _layer(kind: Any, options: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    try:
-        return kind(INPUT, HIDDEN, **options)
-    except ValueError as error:
-        if "proj_size is not supported" in str(error):
-            pytest.skip("unspool.nn.LSTM has no proj_size yet")
-        raise
+    return kind(INPUT, HIDDEN, **options)
 
 
 def _results(layer: Any, case: dict[str, Any], device: str, **more: Any) -> list[Tensor]:
