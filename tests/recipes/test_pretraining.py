@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from unspool import LanguageModel, Model, training
+from unspool import LanguageModel, Model, Tagger, nn, training
 from unspool.data import texts
 from unspool.errors import ConfigError, InputError, ModelFileError
-from unspool.recipes import language_model, pretraining, sentiment
+from unspool.recipes import language_model, pretraining, sentiment, tagging
 from unspool.run.groups import trained
 from unspool.vocabulary import UNKNOWN
 
@@ -75,7 +75,9 @@ def test_it_begins_with_the_language_models_words_and_weights(folder: Path, tmp_
     known = pretraining.vocabulary(model, [["the", "mouldy"]], 1)
     assert known.tokens == (*model.vocabulary.tokens, "mouldy")
     network = sentiment.Network(config, len(known), 2)
-    pretraining.fill(network.embedding, network.layers, model)
+    pretraining.fill_words(network.embedding, model)
+    for k, layer in enumerate(network.layers):
+        pretraining.fill_layer(layer, model, k)
     start = network.embedding.weight.detach().numpy()
     np.testing.assert_array_equal(start[UNKNOWN:-1], model.embedding[UNKNOWN:])
     np.testing.assert_allclose(start[-1], model.embedding[2:].mean(0), atol=1e-6)
@@ -160,6 +162,44 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(reviews: Path, folder: P
     )
     for name, array in whole.items():
         assert array.tobytes() == stopped[name].tobytes(), name
+
+
+def test_a_taggers_first_layer_reads_forward_as_the_language_model_does(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At first to the numbers, whatever the letters say; then let loose after what is fresh; served."""
+    model = LanguageModel.load(folder)
+    path = tmp_path / "tags.tsv"
+    path.write_text("The\tD\nplot\tN\nwas\tV\nwarm\tA\n\nA\tD\nFilm\tN\nwas\tV\nflat\tA\n\n" * 12)
+    kept: list[dict[str, Any]] = []
+    real = tagging.score
+
+    def seen(data: Any, labels: Any, network: Any, *tables: Any) -> training.Score:
+        kept.append({name: array.copy() for name, array in training.weights(network).items()})
+        return real(data, labels, network, *tables)
+
+    monkeypatch.setattr(tagging, "score", seen)
+    still = dict.fromkeys(("word_dropout", "input_dropout", "layer_dropout"), 0.0)
+    config = tagging.Config(train=path, dev=path, init_from=folder, min_count=1, **still)  # type: ignore[arg-type]
+    found = tagging.train(config, tagging.Options(epochs=3, **QUICK), tmp_path / "run")
+    assert found is not None
+    assert found.measured.as_json["value"] == 1.0
+    served = Tagger.load(found.best)
+    assert (served.description.hidden_size, served.description.word_size) == (12, 10)
+    lower = model.tensors["layers.0.weight_hh_l0"]
+    names = ("layers.0.weight_hh_l0", "layers.0.weight_hh_l0_reverse", "words.weight")
+    assert [np.array_equal(epoch[names[0]], lower) for epoch in kept] == [True, False, False]
+    known = len(model.vocabulary)
+    same = [np.array_equal(epoch[names[2]][1:known], model.embedding[1:]) for epoch in kept]
+    assert same == [True, True, False]
+    assert not np.array_equal(kept[0][names[1]], kept[1][names[1]])
+
+    layer = nn.LSTM(10 + 6, 12, bidirectional=True)
+    pretraining.fill_layer(layer, model, 0)
+    x = torch.from_numpy(model.embed(np.array([[2, 3, 4]])))
+    out, _ = layer(torch.cat([x, torch.randn(3, 1, 6)], 2))
+    traces = model.traced(x.numpy(), np.array([3]))
+    np.testing.assert_allclose(out[:, 0, :12].detach().numpy(), traces[0].hidden[:, 0, 0], atol=1e-6)
 
 
 def test_what_cannot_be_begun_from_is_refused(

@@ -13,6 +13,7 @@ from unspool import Tagger, crf, tagger
 from unspool.data import batches, conll
 from unspool.errors import ConfigError, DataError, InputError, ModelFileError
 from unspool.recipes import tagging
+from unspool.recipes.outcome import Outcome
 
 SMALL = {
     "hidden_size": 24,
@@ -52,7 +53,7 @@ def files_of_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def outcome(files_of_names: Path, tmp_path_factory: pytest.TempPathFactory) -> tagging.Outcome:
+def outcome(files_of_names: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     config = tagging.Config(
         train=files_of_names / "train.tsv",
         dev=files_of_names / "dev.tsv",
@@ -66,7 +67,7 @@ def outcome(files_of_names: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 def test_it_learns_names_and_writes_them_back_in_the_files_scheme(
-    outcome: tagging.Outcome, files_of_names: Path
+    outcome: Outcome, files_of_names: Path
 ) -> None:
     assert outcome.metric == "f1"
     assert outcome.measured.value > 0.95
@@ -81,9 +82,7 @@ def test_it_learns_names_and_writes_them_back_in_the_files_scheme(
     assert f"| test | {outcome.measured.value:.4f} |" in (outcome.best / "README.md").read_text()
 
 
-def test_with_and_without_torch_the_scores_are_the_same(
-    outcome: tagging.Outcome, files_of_names: Path
-) -> None:
+def test_with_and_without_torch_the_scores_are_the_same(outcome: Outcome, files_of_names: Path) -> None:
     served = Tagger.load(outcome.best)
     sentences = [s.words for s in conll.read(files_of_names / "test.tsv")] + [(), ("Rome",), LONG]
     d = served.description
@@ -123,9 +122,7 @@ def test_ours_and_torchs_layers_are_the_same_network(files_of_names: Path) -> No
         torch.testing.assert_close(ours, results[1][name], atol=2e-4, rtol=1e-4, msg=name)
 
 
-def test_labels_do_not_depend_on_what_is_tagged_with_them(
-    outcome: tagging.Outcome, files_of_names: Path
-) -> None:
+def test_labels_do_not_depend_on_what_is_tagged_with_them(outcome: Outcome, files_of_names: Path) -> None:
     served = Tagger.load(outcome.best)
     sentences = [s.words for s in conll.read(files_of_names / "test.tsv")] + [LONG]
     together = served.emissions(served.encode(sentences))
@@ -137,7 +134,7 @@ def test_labels_do_not_depend_on_what_is_tagged_with_them(
     assert served.predict([[]]) == [[]]
 
 
-def test_no_answer_breaks_its_spans(outcome: tagging.Outcome) -> None:
+def test_no_answer_breaks_its_spans(outcome: Outcome) -> None:
     served = Tagger.load(outcome.best)
     rng = np.random.default_rng(0)
     chain = tagger.constrained(served.chain, served.description.labels)
@@ -210,9 +207,7 @@ def test_a_label_seen_only_in_test_costs_its_words_and_nothing_else(tmp_path: Pa
     assert found.measured.value == 0.5
 
 
-def test_a_folder_of_another_task_or_a_damaged_one_is_refused(
-    outcome: tagging.Outcome, tmp_path: Path
-) -> None:
+def test_a_folder_of_another_task_or_a_damaged_one_is_refused(outcome: Outcome, tmp_path: Path) -> None:
     from unspool import Model
 
     with pytest.raises(ModelFileError, match="does not describe a network"):
@@ -226,7 +221,7 @@ def test_a_folder_of_another_task_or_a_damaged_one_is_refused(
         Tagger.load(copy)
 
 
-def test_what_is_no_list_of_sentences_is_refused(outcome: tagging.Outcome) -> None:
+def test_what_is_no_list_of_sentences_is_refused(outcome: Outcome) -> None:
     served = Tagger.load(outcome.best)
     for wrong in ("Rome", ["Rome"], [[1]]):
         with pytest.raises(InputError, match="list of sentences"):

@@ -8,7 +8,8 @@ Source: Howard and Ruder 2018 (ULMFiT): discriminative rates, gradual unfreezing
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +19,33 @@ from torch import nn
 from unspool import training
 from unspool.errors import ConfigError
 from unspool.language import LanguageModel
+from unspool.recipes import rules
 from unspool.vocabulary import PAD, UNKNOWN, Vocabulary
 
 C = TypeVar("C")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(rules.Data):
+    """What the options of a recipe begin with that can begin from a language model."""
+
+    init_from: Path | None = None
+    """A language model of words to begin from: its words, weights, cell and sizes hold."""
+
+    rate_ratio: float = 2.6
+    """With init_from: by what a layer's learning rate is below that of the layer above it."""
+
+    unfreeze: int = 1
+    """With init_from: epochs after which one layer more is trained, from the top; 0: all at once."""
+
+    vectors: str | None = None
+    """Pretrained word vectors to start from: glove-50d, or a file in GloVe's text format."""
+
+    def beginnings(self) -> Iterator[rules.Rule]:
+        """What is refused of these."""
+        yield "init_from", "not with vectors", self.init_from is None or self.vectors is None
+        yield "rate_ratio", "1 or more", 1 <= self.rate_ratio < math.inf
+        yield "unfreeze", "0 or more", self.unfreeze >= 0
 
 
 def load(folder: Path) -> LanguageModel:
@@ -62,32 +87,51 @@ def vocabulary(model: LanguageModel, texts: Iterable[Sequence[str]], min_count: 
     return Vocabulary((*model.vocabulary.tokens, *(word for word in own if word not in known)), True)
 
 
-def fill(embedding: nn.Embedding, layers: Iterable[nn.Module], model: LanguageModel) -> None:
-    """Put the language model's weights in; a word that it does not know starts at the mean of the others."""
+def fill_words(embedding: nn.Embedding, model: LanguageModel) -> None:
+    """Put the language model's vectors in; a word that it does not know starts at the mean of the others."""
     vectors = torch.from_numpy(model.embedding.copy())
     with torch.no_grad():
         embedding.weight[: len(vectors)] = vectors
         embedding.weight[len(vectors) :] = vectors[UNKNOWN + 1 :].mean(0)
         embedding.weight[PAD] = 0
-        for k, layer in enumerate(layers):
-            for name, parameter in layer.named_parameters():
-                parameter.copy_(torch.from_numpy(model.tensors[f"layers.{k}.{name}"].copy()))
 
 
-def groups(network: nn.Module, num_layers: int, ratio: float, every: int) -> list[training.Group]:
+def fill_layer(layer: nn.Module, model: LanguageModel, level: int) -> tuple[str, ...]:
+    """Put one of the language model's layers in, as the forward direction.
+
+    Where the layer reads more than the language model's did, what comes after it counts for nothing at first:
+    the direction begins by reading as the language model reads.
+
+    Returns:
+        The names of the parameters that are the language model's now.
+    """
+    own = dict(layer.named_parameters())
+    names = tuple(f"{name}_l0" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    with torch.no_grad():
+        for name in names:
+            given = torch.from_numpy(model.tensors[f"layers.{level}.{name}"].copy())
+            own[name].zero_()
+            own[name][..., : given.shape[-1]] = given
+    return names
+
+
+def groups(
+    network: nn.Module, begun: Sequence[Sequence[str]], ratio: float, every: int
+) -> list[training.Group]:
     """How a network begun from a language model learns: layer by layer from the top, each slower by `ratio`.
 
     Args:
-        network: with parameters named `embedding.…` and `layers.K.…`; all others are the fresh ones.
-        num_layers: how many layers it has.
+        network: the whole one; what is not in `begun` is fresh: at the full rate, from the first epoch.
+        begun: the names of the parameters that are the language model's, by layer, the topmost first.
         ratio: by what a layer's rate is below that of the one above it.
         every: epochs after which one layer more is trained; 0: all from the beginning.
     """
-    old = ["embedding.", *(f"layers.{k}." for k in range(num_layers))]
-    names = [name for name, _ in network.named_parameters()]
-    fresh = tuple(name for name in names if not name.startswith(tuple(old)))
-    found = [training.Group(fresh)]
-    for depth, prefix in enumerate(reversed(old), start=1):
-        own = tuple(name for name in names if name.startswith(prefix))
-        found.append(training.Group(own, ratio**-depth, 1 + depth * every))
-    return found
+    old = {name for names in begun for name in names}
+    fresh = tuple(name for name, _ in network.named_parameters() if name not in old)
+    return [
+        training.Group(fresh),
+        *(
+            training.Group(tuple(names), ratio**-depth, 1 + depth * every)
+            for depth, names in enumerate(begun, start=1)
+        ),
+    ]

@@ -11,7 +11,6 @@ vectors, and 87.5 (SST-2) for a BiLSTM with 300-d vectors and phrase labels (Kim
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +36,7 @@ from unspool.vocabulary import PAD, UNKNOWN, Vocabulary, words
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(rules.Data):
+class Config(pretraining.Config):
     """What is trained on, and what is trained."""
 
     data: str = "rotten-tomatoes"
@@ -75,15 +74,6 @@ class Config(rules.Data):
 
     init_from: Path | None = None
     """A language model of words to begin from: its words, weights, cell and sizes hold, one direction."""
-
-    rate_ratio: float = 2.6
-    """With init_from: by what a layer's learning rate is below that of the layer above it."""
-
-    unfreeze: int = 1
-    """With init_from: epochs after which one layer more is trained, from the top; 0: all at once."""
-
-    vectors: str | None = None
-    """Pretrained word vectors to start from: glove-50d, or a file in GloVe's text format."""
 
     vector_words: int = 40_000
     """How many of the most frequent words of the vectors are known besides those of the training texts."""
@@ -128,9 +118,7 @@ class Config(rules.Data):
             rules.one_of(self, "pooling", serving.POOLINGS),
             rules.one_of(self, "layers", layers.WHOSE),
             ("recurrent_dropout", "0 with layers torch", own_layers or not self.recurrent_dropout),
-            ("init_from", "not with vectors", self.init_from is None or self.vectors is None),
-            ("rate_ratio", "1 or more", 1 <= self.rate_ratio < math.inf),
-            ("unfreeze", "0 or more", self.unfreeze >= 0),
+            self.beginnings(),
             ("vector_words", "0 or more", self.vector_words >= 0),
             ("vector_scale", "above 0", self.vector_scale > 0),
             ("label_smoothing", "0 to 1", 0 <= self.label_smoothing <= 1),
@@ -420,8 +408,11 @@ def train(config: Config, options: training.Options, output: Path) -> outcome.Ou
         network = Network(config, len(vocabulary), len(labels), vectors)
     groups: Sequence[training.Group] = ()
     if begun is not None:
-        pretraining.fill(network.embedding, network.layers, begun)
-        groups = pretraining.groups(network, config.num_layers, config.rate_ratio, config.unfreeze)
+        pretraining.fill_words(network.embedding, begun)
+        old = [["embedding.weight"]]
+        for k, layer in enumerate(network.layers):
+            old.insert(0, [f"layers.{k}.{name}" for name in pretraining.fill_layer(layer, begun, k)])
+        groups = pretraining.groups(network, old, config.rate_ratio, config.unfreeze)
     description = serving.Description(
         task="sentiment",
         labels=labels,

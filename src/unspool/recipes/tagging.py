@@ -29,13 +29,13 @@ from unspool.data.conll import Sentence
 from unspool.errors import DataError
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy, SpanScore
-from unspool.recipes import layers, outcome, rules
+from unspool.recipes import layers, outcome, pretraining, rules
 from unspool.sentences import stretches
 from unspool.vocabulary import PAD, UNKNOWN, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(pretraining.Config):
     """What is trained on, and what is trained."""
 
     data: str = "turkish-web"
@@ -44,20 +44,15 @@ class Config:
     train: Path | None = None
     """Your own training file: CoNLL-U (.conllu), or columns with a blank line between sentences."""
 
-    dev: Path | None = None
-    """Your own file to choose the best epoch by; without it a tenth of train is held out."""
-
-    test: Path | None = None
-    """Your own file to report the score on; without it the dev file's is reported."""
-
     column: str = "upos"
     """Which column of CoNLL-U holds the labels: upos, xpos, feats, ….  Other files: the last."""
 
     skip_bad: bool = False
     """Leave sentences out that are not what they should be, and say how many; else the first is an error."""
 
-    data_dir: Path | None = None
-    """The folder with the benchmarks' files; else the variable UNSPOOL_DATA, or what can be fetched."""
+    init_from: Path | None = None
+    """A language model of words to begin from: its words, cell and sizes hold; its first layer is what reads
+    forward in the first one here."""
 
     cell: Literal["lstm", "gru", "rnn_tanh"] = "lstm"
     """The recurrent cell."""
@@ -76,9 +71,6 @@ class Config:
 
     letter_hidden_size: int = 64
     """Units of each direction that reads a word's letters."""
-
-    vectors: str | None = None
-    """Pretrained word vectors to start from: glove-50d, or a file in GloVe's text format."""
 
     vector_words: int = 40_000
     """How many of the most frequent words of the vectors are known besides those of the training text."""
@@ -106,6 +98,7 @@ class Config:
         rules.check(
             self,
             rules.data(self, tagged.BENCHMARKS),
+            self.beginnings(),
             rules.one_of(self, "column", conll.COLUMNS[2:]),
             rules.one_of(self, "cell", ("lstm", "gru", "rnn_tanh")),
             rules.one_of(self, "layers", layers.WHOSE),
@@ -402,37 +395,14 @@ def measure(
 
 # ---- the run
 
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What training came to."""
-
-    folder: Path
-    best: Path
-    metric: str  # accuracy, or f1
-    dev: float
-    part: str  # what was measured: test, or dev where there is no test part
-    measured: SpanScore | Accuracy
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it, for programs."""
-        where = {"folder": str(self.folder), f"dev_{self.metric}": self.dev, "part": self.part}
-        return {**where, **self.measured.as_json}
-
-    def in_words(self) -> str:
-        """What was measured, for people."""
-        return f"{self.part} {self.measured.in_words}"
-
-    def next_commands(self, best: str) -> tuple[str, ...]:
-        """What to type next; `best` is the model's folder, quoted."""
-        return (
-            f'unspool predict {best} "Time flies ."',
-            f'unspool inspect {best} "Time flies ."',
-            f"unspool eval {best} --json",
-        )
+NEXT = (
+    'unspool predict {best} "Time flies ."',
+    'unspool inspect {best} "Time flies ."',
+    "unspool eval {best} --json",
+)
 
 
-def train(config: Config, options: training.Options, output: Path) -> Outcome | None:
+def train(config: Config, options: training.Options, output: Path) -> outcome.Outcome | None:
     """Train, keep the best epoch by the dev part, and measure it once on the test part.
 
     The test part is read by `unspool.Tagger`, without torch, from the folder that will be served.
@@ -449,12 +419,24 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
     """
     quiet = options.quiet or not training.first_rank()
     parts = options.brief(read(config, quiet=quiet))
-    where = config.data if config.train is None else str(config.train)
-    labels = label_set(parts.train, where)
+    labels = label_set(parts.train, config.where)
+    begun = None if config.init_from is None else pretraining.load(config.init_from)
     words, letters, vectors = build_vocabulary(config, parts.train, quiet=quiet)
+    if begun is not None:
+        d = begun.description
+        sizes = {"hidden_size": d.hidden_size, "word_size": d.embedding_size}
+        config = dataclasses.replace(config, cell=d.cell.value, **sizes)  # type: ignore[arg-type]
+        texts = [[word.lower() for word in sentence.words] for sentence in parts.train]
+        words = pretraining.vocabulary(begun, texts, config.min_count)
     learned, dev = numbered(parts.train, labels), numbered(parts.dev, labels)
     with training.seeded(options.seed):
         network = Network(config, len(words), len(letters), len(labels.names), vectors)
+    groups: Sequence[training.Group] = ()
+    if begun is not None:
+        pretraining.fill_words(network.words, begun)
+        first = [f"layers.0.{name}" for name in pretraining.fill_layer(network.layers[0], begun, 0)]
+        old = [first, ["words.weight"]]
+        groups = pretraining.groups(network, old, config.rate_ratio, config.unfreeze)
     description = tagger.Description(
         task=tagger.TASK,
         labels=labels.names,
@@ -473,7 +455,8 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
             f"{len(part):,} {name}" for name, part in zip(("dev", "test"), parts[1:], strict=True)
         )
         print(
-            f"{where}: {len(parts.train):,} sentences to train on ({int(learned.lengths.sum()):,} words), "
+            f"{config.where}: {len(parts.train):,} sentences to train on "
+            f"({int(learned.lengths.sum()):,} words), "
             f"{counts}; {len(labels.names)} labels, scheme {labels.scheme}; {len(words):,} words and "
             f"{len(letters):,} letters known",
             file=sys.stderr,
@@ -494,6 +477,7 @@ def train(config: Config, options: training.Options, output: Path) -> Outcome | 
         ),
         metric=metric,
         kernels=layers.described(config.layers),
+        groups=groups,
     )
     result = training.run(network, task, options, output, options.resolved(tagger.TASK, config))
     return _measured(parts, result, metric)
@@ -523,19 +507,18 @@ def card(
     dev: training.Score | None,
 ) -> str:
     """The model card: what was trained on what, how well it does, and how it is loaded."""
-    trained_on = config.data if config.train is None else config.train.name
     shown = ", ".join(description.labels[:12]) + (", …" if len(description.labels) > 12 else "")
     return f"""---
 library_name: unspool
 pipeline_tag: token-classification
 ---
 
-# Tagger: {description.column} of {trained_on}
+# Tagger: {description.column} of {config.trained_on}
 
 {len(description.labels)} labels ({shown}).
 Words and their letters ({config.letter_hidden_size} units a direction), {config.num_layers} × {config.cell}
-of {config.hidden_size} units in two directions, CRF; trained on {trained_on} with seed {options.seed} by
-unspool {__version__}.
+of {config.hidden_size} units in two directions, CRF; trained on {config.trained_on} with seed {options.seed}
+by unspool {__version__}.
 
 | part | {metric} |
 |---|---|
@@ -549,7 +532,7 @@ It knows the language and the kind of text that it was trained on, and nothing e
 """
 
 
-def _measured(parts: tagged.Parts, result: training.Result, metric: str) -> Outcome | None:
+def _measured(parts: tagged.Parts, result: training.Result, metric: str) -> outcome.Outcome | None:
     """Measure the best epoch on the test part, without torch, and write the labelled sentences beside it.
 
     Returns None in every process but the first.
@@ -573,4 +556,4 @@ def _measured(parts: tagged.Parts, result: training.Result, metric: str) -> Outc
     found = measure([s.labels for s in sentences], answers, spans=d.scheme != "none")
     if part == "test":
         outcome.note_test(best, f"{found.value:.4f}")
-    return Outcome(result.folder, best, metric, dev, part, found)
+    return outcome.Outcome(result.folder, best, metric, dev, part, found, NEXT)
