@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,8 @@ def test_inspect_shows_the_gates_and_what_moved_the_least_certain_label(run: Pat
         done = unspooled("inspect", run / "best", "the dog runs", "-o", tmp_path / name)
         assert (done.returncode, done.stderr) == (0, f"written: {tmp_path / name}\n")
     words = ["the", "dog", "runs"]
-    assert f"{words[found['at']]}: {found['label']}" in (tmp_path / "gates.html").read_text()
+    heading = escape(f"{words[found['at']]!r}: {found['label']}")
+    assert heading in (tmp_path / "gates.html").read_text()
     assert introspect.Recording.load(tmp_path / "gates.safetensors").words == tuple(words)
     done = unspooled("inspect", run / "best", " ")
     assert (done.returncode, done.stdout) == (1, "")

@@ -84,7 +84,7 @@ def details(model: Tagger, text: str, at: int) -> tuple[dict[str, Any], str]:
 
 def as_answer(moved: introspect.Contributions, at: int) -> introspect.Contributions:
     """What moved a label, for a picture whose heading is to say which word's."""
-    return dataclasses.replace(moved, label=f"{moved.words[at]}: {moved.label}")
+    return dataclasses.replace(moved, label=f"{moved.words[at]!r}: {moved.label}")
 
 
 def _own(model: Path, column: str, quiet: bool) -> list[Sentence]:
