@@ -205,8 +205,28 @@ def test_a_failure_report_opens_where_it_points(answers: Answers, tmp_path: Path
     assert heat["maps"][0][8][0] is None  # what is no number stays none
     assert "infinity" not in json.dumps(heat).lower()
     opened, run = of_path(tmp_path / "fault.safetensors")
-    assert opened.fault is not None
-    assert run is None
+    assert opened["fault.safetensors"].fault is not None
+    assert run == {}
+
+
+def test_a_path_is_opened_with_the_runs_beside_it(cache: Path, tmp_path: Path) -> None:
+    run = example.folder(Cell.LSTM, cache)
+    for path in (run, run / "best"):
+        models, found = of_path(path)
+        assert [one.where for one in models.values()] == [str(run / "best")]
+        assert next(iter(found)) == run.name
+        assert len(found) == 3
+    models, found = of_path(run.parent)
+    assert len(models) == len(found) == 3
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "metrics.jsonl").touch()
+    assert of_path(begun) == ({}, {"begun": begun.resolve()})
+    with pytest.raises(ModelFileError, match="nothing to look at"):
+        of_path(tmp_path / "absent")
+    (tmp_path / "notes.txt").write_text("no recording")
+    with pytest.raises(ModelFileError, match="not a recording"):
+        of_path(tmp_path / "notes.txt")
 
 
 def test_a_run_that_is_being_written_is_read_on(tmp_path: Path) -> None:

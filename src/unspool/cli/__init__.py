@@ -1,4 +1,4 @@
-"""The command line: train, eval, predict, generate, inspect, export, convert, lab, bench, data, info.
+"""The command line: train, eval, predict, generate, inspect, export, convert, lab, bench, see, data, info.
 
 stdout carries data alone; progress, warnings and errors go to stderr.  Exit codes: 0 done; 1 the run failed;
 2 wrong usage; 3 a check did not hold; 130 and 143 after Ctrl-C and SIGTERM, once last/ is saved.
@@ -515,6 +515,55 @@ def run_bench(
         streams.show_json(found)
     else:
         streams.show(bench.text(found))
+    return 0
+
+
+@app.command
+def see(
+    path: Annotated[Path | None, Parameter(name="PATH")] = None,
+    /,
+    *,
+    port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8420,
+    browser: Annotated[bool, Parameter(name="--browser", negative="--no-browser")] = True,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    json: Json = False,
+    question: str = "things",
+    given: str = "{}",
+) -> int:
+    """Open a local page that shows a network at work: a sentence, a step, gradients, training.
+
+    unspool see
+    unspool see runs/demo
+    unspool see runs/demo/best --json --question sentence --given '{"text": "not bad"}'
+
+    Parameters
+    ----------
+    path
+        A run, a model folder, a folder of runs, a recording, a failure report; else small examples.
+    port
+        Where to listen; 0 takes any free port.
+    browser
+        Open the page in the browser.
+    host
+        Listen to other machines too; needs --token.
+    token
+        What others must know; it stands in the address that is printed.
+    json
+        Answer one question as JSON, and start no server.
+    question
+        Which: things, model, sentence, contributions, search, step, paths, reach, training; openapi tells
+        what each takes.
+    given
+        Its arguments, a JSON object.
+    """
+    from unspool.cli import see as seen
+
+    answers = seen.answers_on(path)
+    if json:
+        _print_json(seen.answer(answers, question, given))
+    else:
+        seen.serve(answers, host, port, token, browser)
     return 0
 
 

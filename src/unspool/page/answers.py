@@ -7,6 +7,7 @@ the command line's --json read.  Nothing is drawn, and nothing of HTTP is known.
 """
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +70,8 @@ class Answers:
         self._runs = dict(runs)
         self._corpus = list(corpus) or example.corpus()
         self._cache = cache
+        self._opening = threading.Lock()
+        self._dropped = 0
         which = Argument(str, "", "what is looked at; empty: what was opened first")
         text = Argument(str, "", f"what is read, {MOST_WORDS:,} words at the most")
         layer = Argument(int, -1, "the layer from 0; -1 the top one", -1000, 1000)
@@ -197,19 +200,22 @@ class Answers:
             ModelFileError: they are neither, or damaged.
         """
         opened = of_parts(parts)
-        for key in [key for key in self._open if key.startswith("dropped-")][:-3]:
-            del self._open[key]  # so that a page that is left open does not fill the memory
-        number = 1 + max((int(k[8:]) for k in self._open if k.startswith("dropped-")), default=0)
-        self._open[f"dropped-{number}"] = opened
+        with self._opening:
+            for key in [key for key in self._open if key.startswith("dropped-")][:-3]:
+                del self._open[key]  # so that a page that is left open does not fill the memory
+            self._dropped += 1
+            number = self._dropped
+            self._open[f"dropped-{number}"] = opened
         fault = opened.fault
         named = {} if fault is None else {"fault": fault.title(), "shows": opened.place_of(fault)}
         return {"which": f"dropped-{number}", "title": opened.title, **named}
 
     def _opened(self, which: str) -> Opened:
         key = which or next(iter(self._open), f"example-{Cell.LSTM.value}")
-        if key not in self._open:
-            self._open[key] = of_folder(self._example(key) / "best", _example_title(key))
-        return self._open[key]
+        with self._opening:
+            if key not in self._open:
+                self._open[key] = of_folder(self._example(key) / "best", _example_title(key))
+            return self._open[key]
 
     def _example(self, key: str) -> Path:
         cells = {f"example-{cell.value}": cell for cell in (Cell.LSTM, Cell.GRU, Cell.RNN_TANH)}
@@ -438,7 +444,8 @@ class Answers:
         """One run, and a second one beside it."""
         first = run or next(iter(self._runs), f"example-{Cell.LSTM.value}")
         asked = [(key, read) for key, read in ((first, after), (other, other_after)) if key]
-        places = {key: self._runs[key] if key in self._runs else self._example(key) for key, _ in asked}
+        with self._opening:
+            places = {key: self._runs[key] if key in self._runs else self._example(key) for key, _ in asked}
         return {"runs": [{"id": key, **runs.read(places[key], read)} for key, read in asked]}
 
     def openapi(self) -> dict[str, Any]:

@@ -20,7 +20,9 @@ Network = Model | LanguageModel
 
 MOST_OPENED_BYTES = 64 * 2**20
 _FOLDER = {model.CONFIG, model.VOCABULARY, language.MERGES, files.WEIGHTS, files.MARKER, model.CARD}
+_NOT_SHOWN = ("tagging", "parsing", "translation")
 _MOST_CARD = 20_000  # characters
+_MOST_BESIDE = 200  # folders that are looked into
 
 
 class Opened(NamedTuple):
@@ -60,25 +62,50 @@ class Opened(NamedTuple):
         }
 
 
-def of_path(path: Path) -> tuple[Opened, Path | None]:
-    """Open what lies there, and say which run folder it is of: RUN, RUN/best, or a file.
+def of_path(path: Path) -> tuple[dict[str, Opened], dict[str, Path]]:
+    """Open what lies there: RUN, RUN/best, a recording, a failure report, or a folder of runs.
+
+    Returns:
+        Models and recordings, and run folders, by name, what was asked for first.  Runs beside it
+        are there to be compared with; a run that has no model yet is there for its log.
 
     Raises:
         ModelFileError: there is nothing, or what cannot be looked at.
     """
-    if path.is_dir():
-        run = path if (path / "best").is_dir() and not (path / model.CONFIG).is_file() else None
-        folder = path if run is None else path / "best"
-        if run is None and (path.resolve().parent / "metrics.jsonl").is_file():
-            run = path.resolve().parent
-        return of_folder(folder), run
+    name = path.resolve().name
     if path.is_file():
-        return of_file(path), None
-    raise ModelFileError(
-        f"there is nothing to look at in {path}.\n"
-        f"  Fix: give a run folder, a model folder such as RUN/best, or a recording "
-        f"(unspool inspect MODEL TEXT -o FILE.safetensors)."
-    )
+        return {name: of_file(path)}, {}
+    if (path / model.CONFIG).is_file():
+        opened = of_folder(path)
+        return {opened.title: opened}, _runs_beside(path.resolve().parent)
+    if _is_run(path):
+        best = path / "best"
+        opened_best = {f"{name}/best": of_folder(best)} if best.is_dir() else {}
+        return opened_best, _runs_beside(path.resolve())
+    runs = _runs_in(path) if path.is_dir() else {}
+    if not runs:
+        raise ModelFileError(
+            f"there is nothing to look at in {path}.\n"
+            f"  Fix: give a run folder, a model folder such as RUN/best, or a recording "
+            f"(unspool inspect MODEL TEXT -o FILE.safetensors)."
+        )
+    models = {}
+    for key, run in runs.items():
+        if (run / "best").is_dir() and model.task_of(run / "best") not in _NOT_SHOWN:
+            models[f"{key}/best"] = of_folder(run / "best")
+    return models, runs
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "metrics.jsonl").is_file() or (path / "best").is_dir()
+
+
+def _runs_in(path: Path) -> dict[str, Path]:
+    return {run.name: run for run in sorted(path.iterdir())[:_MOST_BESIDE] if run.is_dir() and _is_run(run)}
+
+
+def _runs_beside(run: Path) -> dict[str, Path]:
+    return {run.name: run, **_runs_in(run.parent)} if _is_run(run) else {}
 
 
 def of_folder(folder: Path, title: str = "") -> Opened:
@@ -88,7 +115,7 @@ def of_folder(folder: Path, title: str = "") -> Opened:
         ModelFileError: it is damaged, or of a task that the page does not show.
     """
     task = model.task_of(folder)
-    if task in ("tagging", "parsing", "translation"):
+    if task in _NOT_SHOWN:
         raise ModelFileError(
             f"the page shows classifiers of texts and language models.\n  Received: a model for {task}.\n"
             f"  Fix: unspool inspect {folder} TEXT shows it in the terminal."
