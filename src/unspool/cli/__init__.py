@@ -518,8 +518,8 @@ def run_bench(
     return 0
 
 
-@app.command
-def see(
+@app.command(name="see")
+def run_see(
     path: Annotated[Path | None, Parameter(name="PATH")] = None,
     /,
     *,
@@ -557,13 +557,13 @@ def see(
     given
         Its arguments, a JSON object.
     """
-    from unspool.cli import see as seen
+    from unspool.cli import see
 
-    answers = seen.answers_on(path)
+    answers = see.answers_on(path)
     if json:
-        _print_json(seen.answer(answers, question, given))
+        _print_json(see.answer(answers, question, given))
     else:
-        seen.serve(answers, host, port, token, browser)
+        see.serve(answers, host, port, token, browser)
     return 0
 
 
