@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unspool.errors import InputError, MissingExtra
-from unspool.introspect import Contributions, Recording
+from unspool.introspect import Contributions, GradientFlow, Recording
 from unspool.kernels import load
 from unspool.kernels.contract import Cell, Weights
 from unspool.page import sentence
@@ -767,3 +767,27 @@ def test_figure_says_which_extra_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtra, match=r"drawing a PNG needs matplotlib(.|\n)*unspool\[plot\]"):
         sentence.figure(*read(Cell.LSTM))
+
+
+# ---- how far gradients reach back
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_page_draws_how_far_gradients_reach_back(cell: Cell) -> None:
+    recording, contributions = read(cell, ("<b>bold</b>", "not", "dull"))
+    bare = sentence.html(recording, contributions)
+    assert "reaches back" not in bare
+    gated = np.array([1e-5, 0.25, 2.5]) if cell is Cell.LSTM else None
+    flow = GradientFlow(2, 0, np.array([0.0, 1e-3, 3.25]), gated, gated, gated)
+    page = sentence.html(recording, contributions, [flow])
+    assert "from <bdi>dull</bdi>" in page
+    for number in ("0.001", "3.25", *(("1e−05", "0.25", "2.5") if gated is not None else ())):
+        assert f">{number}<" in page or f"</span>{number}<" in page
+    assert "<b>bold" not in page
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    # The RNN's share over 39 steps is its scale to the 39th, in each of the panels.
+    for scale in (0.5, 0.9, 1.0, 1.3):
+        assert f"<td>{scale**39:.2g}, " in page
+    assert "explodes" in page
+    assert "vanishes" in page

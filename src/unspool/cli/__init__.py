@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 import unspool
 from unspool import files, introspect
@@ -363,7 +363,7 @@ def inspect(
         streams.show(sentence.terminal(recording, shown, colour=colour, width=width))
         streams.show(f"\n{said}")
     if output is not None:
-        classifier.write_inspection(output, recording, shown)
+        classifier.write_inspection(output, recording, shown, loaded, text)
         if not quiet:
             streams.say(f"written: {output}")
     return 0
@@ -561,7 +561,7 @@ def run_see(
 
     answers = see.answers_on(path)
     if json:
-        _print_json(see.answer(answers, question, given))
+        streams.show_json(see.answer(answers, question, given))
     else:
         see.serve(answers, host, port, token, browser)
     return 0

@@ -4,12 +4,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unspool import files, introspect
 from unspool.cli import configuration
 from unspool.data import readers
 from unspool.data.benchmarks import benchmark
 from unspool.errors import ConfigError, DataError, InputError
 from unspool.kernels.contract import Cell
+from unspool.language import LanguageModel
+from unspool.model import Model
 
 
 def own_examples(model: Path, labels: tuple[str, ...], quiet: bool) -> tuple[str, list[readers.Example]]:
@@ -71,7 +75,14 @@ def both_readings(context: introspect.RightContext) -> dict[str, Any]:
     }
 
 
-def write_inspection(output: Path, recording: introspect.Recording, moved: introspect.Contributions) -> None:
+def write_inspection(
+    output: Path,
+    recording: introspect.Recording,
+    moved: introspect.Contributions,
+    model: Model | LanguageModel,
+    text: str,
+) -> None:
+    """Write a recording of a model's reading of a text as its name's end says: a page, a picture or numbers."""
     from unspool.page import sentence
 
     try:
@@ -79,11 +90,24 @@ def write_inspection(output: Path, recording: introspect.Recording, moved: intro
         if output.suffix == ".safetensors":
             recording.save(output)
         elif output.suffix == ".html":
-            files.write_file(output, sentence.html(recording, moved).encode())
+            files.write_file(output, sentence.html(recording, moved, _flows(model, text, recording)).encode())
         else:
             sentence.figure(recording, moved).savefig(output, dpi=150)
     except OSError as error:
         raise InputError(f"{output} cannot be written.\n  Received: {error.strerror or error}.") from error
+
+
+def _flows(
+    model: Model | LanguageModel, text: str, recording: introspect.Recording
+) -> list[introspect.GradientFlow]:
+    """How far the gradient of the state at the last word that each direction reads reaches back."""
+    units, flows = recording.hidden().shape[1], []
+    for d in range(recording.directions):
+        d_output = np.zeros(recording.directions * units, np.float32)
+        d_output[d * units : (d + 1) * units] = 1
+        at = 0 if d else len(recording.words) - 1
+        flows.append(introspect.gradient_flow(model, text, at=at, direction=d, d_output=d_output))
+    return flows
 
 
 def _rounded(values: Iterable[Any]) -> list[float]:

@@ -5,13 +5,13 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unspool.introspect import Contributions, Recording
+from unspool.introspect import Contributions, GradientFlow, Recording
 from unspool.page.colours import NO_LEVEL, NOT_A_NUMBER, PALETTES, SHARE, SIGNED, is_light, levels_of
 from unspool.page.lettering import cleaned, columns_of, cut_to
 from unspool.page.quantities import (
@@ -26,6 +26,7 @@ from unspool.page.quantities import (
     top_panels,
     what_ran,
 )
+from unspool.page.reaching import reaching
 from unspool.page.terminal import with_sign
 
 _MAP_WIDTH = 516  # pixels: two heat maps side by side, as long as words keep their least width
@@ -34,13 +35,15 @@ _LEFT = 64  # pixels for the axis of the units and the first slanted words
 LABEL_COLUMNS = 14  # columns of a word under a heat map
 
 
-def html(recording: Recording, contributions: Contributions) -> str:
+def html(recording: Recording, contributions: Contributions, flows: Sequence[GradientFlow] = ()) -> str:
     """Draw one self-contained page: the sentence, its numbers, and a heat map for every gate and state.
 
     The page asks nothing of any network, runs no script, and follows the reader's dark or light mode.
 
     Args:
         recording, contributions: of the same text.
+        flows: the top layer's gradient flow, one a direction, of the last step that it reads; drawn where
+            they are given, beside those of three small layers.
 
     Returns:
         The text of an HTML file; the words stand in it escaped.
@@ -60,6 +63,7 @@ def html(recording: Recording, contributions: Contributions) -> str:
             "<main>",
             *_sentence_part(recording, contributions, label, rival),
             *_table_part(recording, contributions),
+            *(reaching(recording, flows) if flows else ()),
             _word_axis(recording),
             *(part for k in layers for d in range(recording.directions) for part in _maps(recording, k, d)),
             "</main>",
@@ -304,6 +308,7 @@ body {
 }
 h1 { margin: 0; font-size: 2.6rem; line-height: 1.15; letter-spacing: -.02em }
 h2 { margin: 0 0 .75rem; font-size: 1.1rem }
+h3 { margin: 1rem 0 .4rem; font-size: 1rem; font-weight: 600 }
 header p { margin: .2rem 0; color: var(--soft) }
 footer { color: var(--soft); font-size: .8rem }
 section {
