@@ -210,7 +210,7 @@ def test_a_failure_report_opens_where_it_points(answers: Answers, tmp_path: Path
 
 
 def test_a_path_is_opened_with_the_runs_beside_it(cache: Path, tmp_path: Path) -> None:
-    run = example.folder(Cell.LSTM, cache)
+    run, *_ = (example.folder(cell, cache) for cell in (Cell.LSTM, Cell.GRU, Cell.RNN_TANH))
     for path in (run, run / "best"):
         models, found = of_path(path)
         assert [one.where for one in models.values()] == [str(run / "best")]
@@ -225,7 +225,7 @@ def test_a_path_is_opened_with_the_runs_beside_it(cache: Path, tmp_path: Path) -
     with pytest.raises(ModelFileError, match="nothing to look at"):
         of_path(tmp_path / "absent")
     (tmp_path / "notes.txt").write_text("no recording")
-    with pytest.raises(ModelFileError, match="not a recording"):
+    with pytest.raises(ModelFileError, match="not a safetensors file"):
         of_path(tmp_path / "notes.txt")
 
 
