@@ -82,7 +82,7 @@ def write_inspection(
     model: Model | LanguageModel,
     text: str,
 ) -> None:
-    """Write a recording of a model's reading of a text as its name's end says: a page, a picture or numbers."""
+    """Write a recording of a model's reading of a text: a page, a picture or numbers, by its name."""
     from unspool.page import sentence
 
     try:
