@@ -28,6 +28,7 @@ WITH_TORCH = (
             "groups",
             "operators",
             "running",
+            "segments",
         )
     ),
     "run/bad_steps.py",

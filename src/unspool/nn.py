@@ -65,6 +65,7 @@ class _Recurrent(nn.Module):
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
     tap: Any = None  # told what runs, while `unspool.capture` listens
+    recompute: str | None = None  # "segments": training keeps no trace
 
     def __init__(
         self,
@@ -83,11 +84,13 @@ class _Recurrent(nn.Module):
         layer_norm: bool,
         proj_size: int = 0,
         peephole: bool = False,
+        recompute: str | None = None,
     ) -> None:
         super().__init__()
         _check_construction(input_size, hidden_size, num_layers, bias, batch_first, dropout)
         _check_options(hidden_size, layer_norm, proj_size, peephole)
         _check_share("recurrent_dropout", recurrent_dropout)
+        _check_recompute(recompute, bidirectional)
         self.cell = cell
         self.mode = cell.value.upper()
         self.input_size = input_size
@@ -102,6 +105,7 @@ class _Recurrent(nn.Module):
         self.peephole = peephole
         self.kernels = kernels
         self.recurrent_dropout = float(recurrent_dropout)
+        self.recompute = recompute
         rows = len(cell.gates) * hidden_size
         for k in range(num_layers):
             for suffix in self._suffixes(k):
@@ -214,6 +218,8 @@ class _Recurrent(nn.Module):
             parts.insert(1, f"proj_size={self.proj_size}")
         if self.recurrent_dropout:
             parts.append(f"recurrent_dropout={self.recurrent_dropout}")
+        if self.recompute is not None:
+            parts.append(f"recompute={self.recompute!r}")
         if self.layer_norm:
             parts.append("layer_norm=True")
         if self.peephole:
@@ -355,7 +361,8 @@ class _Recurrent(nn.Module):
             narrow = ops.precision_of(weights[0])
             run = ops.Run(self.cell, kernels, on_host, resets, mask, self.tap, k, narrow)
             if kept is None:
-                out, final_hidden, final_cell = ops.layer(run, x, hidden, cell, weights)
+                way = ops.layer if self.recompute is None else ops.segmented
+                out, final_hidden, final_cell = way(run, x, hidden, cell, weights)
             else:
                 trace, (final_hidden, final_cell) = ops.trace(run, x, hidden, cell, weights)
                 kept.append(trace)
@@ -386,6 +393,7 @@ class _Recurrent(nn.Module):
             and recurrent_mask is None
             and kept is None
             and self.tap is None
+            and self.recompute is None
             and x.numel() > 0
             and ops.cudnn.is_open((x, *(hx or ()), lengths, *self._all_weights()))
         )
@@ -654,6 +662,21 @@ def _check_share(name: str, share: float) -> None:
         )
 
 
+def _check_recompute(recompute: Any, bidirectional: bool) -> None:
+    if recompute is not None and (not isinstance(recompute, str) or recompute != "segments"):
+        raise ValueError(
+            "recompute says what backward computes once more, instead of keeping it\n"
+            f"  Received: {recompute!r:.40}.\n"
+            '  Fix: "segments", or None to keep the trace.'
+        )
+    if recompute is not None and bidirectional:
+        raise ValueError(
+            "recompute is for layers of one direction\n"
+            "  Received: bidirectional=True.\n"
+            "  Fix: leave one of them out, or make two layers and flip the input of one."
+        )
+
+
 def _check_options(hidden_size: int, layer_norm: bool, proj_size: int, peephole: bool) -> None:
     for name, value in (("layer_norm", layer_norm), ("peephole", peephole)):
         if not isinstance(value, bool):
@@ -709,6 +732,8 @@ class RNN(_Recurrent):
         recurrent_dropout: in training, the probability that a hidden unit is dropped where it enters the
             recurrent weights, drawn once a sequence and call (Gal & Ghahramani 2016); where a recurrent_mask
             is given, that stands instead.
+        recompute: "segments": training keeps the output and, every √T steps or so, the state, not the trace,
+            and runs each segment once more in backward: for long sequences.  One direction only.
         layer_norm: normalise W x_t and U h_{t-1} over the units of all gates, each with a learned gain and
             bias (Ba, Kiros & Hinton 2016).
 
@@ -730,6 +755,7 @@ class RNN(_Recurrent):
         *,
         recurrent_dropout: float = 0.0,
         layer_norm: bool = False,
+        recompute: str | None = None,
         kernels: str = "auto",
     ) -> None:
         super().__init__(
@@ -746,6 +772,7 @@ class RNN(_Recurrent):
             kernels,
             recurrent_dropout,
             layer_norm,
+            recompute=recompute,
         )
         self.nonlinearity = nonlinearity
 
@@ -775,6 +802,8 @@ class LSTM(_Recurrent):
         recurrent_dropout: in training, the probability that a hidden unit is dropped where it enters the
             recurrent weights, drawn once a sequence and call (Gal & Ghahramani 2016); where a recurrent_mask
             is given, that stands instead.
+        recompute: "segments": training keeps the output and, every √T steps or so, the state, not the trace,
+            and runs each segment once more in backward: for long sequences.  One direction only.
         layer_norm: normalise W x_t and U h_{t-1} over the units of all gates, each with a learned gain and
             bias, and c_t before its tanh (Ba, Kiros & Hinton 2016).
         peephole: the input and the forget gate see c_{t-1}, the output gate c_t, each unit its own, by
@@ -800,6 +829,7 @@ class LSTM(_Recurrent):
         *,
         recurrent_dropout: float = 0.0,
         layer_norm: bool = False,
+        recompute: str | None = None,
         peephole: bool = False,
         forget_bias: float | None = None,
         kernels: str = "auto",
@@ -822,6 +852,7 @@ class LSTM(_Recurrent):
             layer_norm,
             proj_size,
             peephole,
+            recompute=recompute,
         )
 
     def reset_parameters(self) -> None:
@@ -885,6 +916,8 @@ class GRU(_Recurrent):
         recurrent_dropout: in training, the probability that a hidden unit is dropped where it enters the
             recurrent weights, drawn once a sequence and call (Gal & Ghahramani 2016); where a recurrent_mask
             is given, that stands instead.
+        recompute: "segments": training keeps the output and, every √T steps or so, the state, not the trace,
+            and runs each segment once more in backward: for long sequences.  One direction only.
         layer_norm: normalise W x_t and U h_{t-1} over the units of all gates, each with a learned gain and
             bias (Ba, Kiros & Hinton 2016).
 
@@ -905,6 +938,7 @@ class GRU(_Recurrent):
         *,
         recurrent_dropout: float = 0.0,
         layer_norm: bool = False,
+        recompute: str | None = None,
         kernels: str = "auto",
     ) -> None:
         super().__init__(
@@ -921,6 +955,7 @@ class GRU(_Recurrent):
             kernels,
             recurrent_dropout,
             layer_norm,
+            recompute=recompute,
         )
 
     def forward(

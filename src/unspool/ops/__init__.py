@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unspool.errors import KernelsError
 from unspool.kernels.contract import Cell, State, Trace, Weights
-from unspool.ops import batching, cudnn, derivatives, operators, running
+from unspool.ops import batching, cudnn, derivatives, operators, running, segments
 from unspool.ops.arguments import (
     GIVEN,
     TRACE,
@@ -31,7 +31,7 @@ from unspool.ops.arguments import (
     precision_of,
 )
 
-__all__ = ["Run", "cudnn", "is_traced", "kernels_for", "layer", "precision_of", "trace"]
+__all__ = ["Run", "cudnn", "is_traced", "kernels_for", "layer", "precision_of", "segmented", "trace"]
 
 
 def _share_threads() -> None:
@@ -84,6 +84,16 @@ def layer(
         run.tap.ran(run, x, State(hidden, cell), trace)
         return trace.hidden, final.hidden, final.cell
     return running.infer(running.prepare(it), it)
+
+
+def segmented(
+    run: Run, x: Tensor, hidden: Tensor | None, cell: Tensor | None, weights: tuple[Weights, ...]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run one layer as `layer` does; where gradients are wanted, keep no trace: see `segments`."""
+    given = (x, hidden, cell, *flat_weights(weights))
+    wanted = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in given)
+    way = segments.layer if wanted and x.size(0) > 0 else layer
+    return way(run, x, hidden, cell, weights)
 
 
 def trace(
