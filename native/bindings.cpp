@@ -1,4 +1,4 @@
-// The Python face of the engine, and the only file that has heard of Python.
+// The Python face of the engine.  With small_calls.h, which it includes, the only file that has heard of Python.
 //
 // Takes NumPy arrays that kernels/checks.py has checked and kernels/native.py has made contiguous, hands
 // their pointers on, and lets go of the interpreter's lock while the engine runs.
@@ -22,6 +22,7 @@
 #include "engine.h"
 #include "memory.h"
 #include "pool.h"
+#include "small_calls.h"
 
 namespace nb = nanobind;
 using namespace unspool;
@@ -490,6 +491,17 @@ NB_MODULE(_core, m) {
            nb::arg("d_final_hidden").noconvert().none(), nb::arg("d_final_cell").noconvert().none(),
            nb::arg("d_x").noconvert(), nb::arg("d_weights").noconvert(),
            nb::arg("d_states").noconvert(), nb::arg("flow").noconvert(), nb::arg("threads"));
+  using Small = SmallCalls<Interruptible>;
+  nb::class_<Small>(m, "SmallCalls")
+      .def(nb::init<nb::object, nb::object, nb::object, const std::string&, int, int64_t, int64_t, int64_t, int64_t,
+                    bool>())
+      .def("forward", &Small::forward, nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
+           nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
+           nb::arg().none(), nb::arg().none(), nb::arg())
+      .def("backward", &Small::backward, nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
+           nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
+           nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
+           nb::arg().none(), nb::arg());
   nb::class_<Stream>(m, "Stream")
       .def(nb::init<const std::vector<nb::object>&, int64_t, const Out&, const Out&>(),
            nb::arg("layers"), nb::arg("rows"), nb::arg("hidden"), nb::arg("cell"))

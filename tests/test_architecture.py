@@ -29,6 +29,7 @@ WITH_TORCH = (
             "operators",
             "running",
             "segments",
+            "small",
         )
     ),
     "run/bad_steps.py",

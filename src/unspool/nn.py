@@ -44,21 +44,6 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "swap", "unsw
 _OPTIONS = ("peephole", "norm_input", "norm_recurrent", "norm_cell")
 
 
-def _gradient_ready_weights(
-    cell: Cell, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
-) -> Weights:
-    """torch's four parameters as the kernels take them: biases that only add are summed."""
-    hidden = weight_hh.size(0) // len(cell.gates)
-    if bias_ih is None or bias_hh is None:
-        bias = weight_ih.new_zeros(weight_ih.size(0))
-        return Weights(weight_ih, weight_hh, bias, bias[:hidden] if cell is Cell.GRU else None)
-    if cell is Cell.GRU:
-        # The candidate's recurrent bias stands inside the reset gate's product.
-        bias = bias_ih + F.pad(bias_hh[: 2 * hidden], (0, hidden))
-        return Weights(weight_ih, weight_hh, bias, bias_hh[2 * hidden :])
-    return Weights(weight_ih, weight_hh, bias_ih + bias_hh)
-
-
 class _Recurrent(nn.Module):
     """Layers upon layers of one cell: what RNN, LSTM and GRU share."""
 
@@ -66,6 +51,7 @@ class _Recurrent(nn.Module):
     weight_hh_l0: Tensor
     tap: Any = None  # told what runs, while `unspool.capture` listens
     recompute: str | None = None  # "segments": training keeps no trace
+    _small: tuple[ops.Small, ...] = ()  # of each layer, where small calls have a shorter way
 
     def __init__(
         self,
@@ -129,6 +115,12 @@ class _Recurrent(nn.Module):
                     self.register_parameter(name + suffix, nn.Parameter(values))
         self.reset_parameters()
         ops.kernels_for(kernels, self.weight_hh_l0)
+        if not self._has_options:
+            self._small = ops.small_calls(cell, input_size, hidden_size, num_layers, self._directions, bias)
+        parts = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if bias else [])
+        self._names = [
+            tuple(part + suffix for suffix in self._suffixes(k) for part in parts) for k in range(num_layers)
+        ]
 
     @property
     def _directions(self) -> int:
@@ -238,11 +230,11 @@ class _Recurrent(nn.Module):
             parts: list[Any] = [(*given[i : i + four], None, None)[:4] for i in at]
             projected = [given[i + four] if self.proj_size else None for i in at]
             return tuple(
-                _gradient_ready_weights(self.cell, *of)._replace(projection=projection)
+                ops.gradient_ready_weights(self.cell, *of)._replace(projection=projection)
                 for of, projection in zip(parts, projected, strict=True)
             )
         return tuple(
-            _gradient_ready_weights(
+            ops.gradient_ready_weights(
                 self.cell,
                 getattr(self, "weight_ih" + suffix),
                 getattr(self, "weight_hh" + suffix),
@@ -254,6 +246,66 @@ class _Recurrent(nn.Module):
             )
             for suffix in self._suffixes(k)
         )
+
+    def _small_call(self, x: Any, hidden: Any, cell: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Run a plain call of few rows and steps the short way (`ops.small`); None: not such a call."""
+        if (
+            type(x) not in _ORDINARY
+            or not x.is_cpu
+            or self.tap is not None
+            or self.recompute is not None
+            or self.kernels == "reference"
+            or (self.training and (self.recurrent_dropout or (self.dropout and self.num_layers > 1)))
+            or not self._small
+            or not ops.is_ordinary()
+        ):
+            return None
+        small, layers, shape = self._small[0], self.num_layers, x.shape
+        dims, units = len(shape), small.hidden_size
+        width, states = units * small.directions, layers * small.directions
+        output_shape: tuple[int, ...]
+        stated: tuple[int, ...]
+        if dims == 3:
+            time, batch, _ = shape
+            output_shape = (time, batch, width)
+            if self.batch_first:
+                time, batch = batch, time
+                if time != 1 and batch != 1:
+                    return None
+            stated = (states, batch, units)
+        elif dims == 2:
+            time, batch = shape[0], 1
+            output_shape, stated = (time, width), (states, units)
+        else:
+            return None
+        if time * batch * small.rows > ops.MOST or x.is_neg():
+            return None
+        state = (hidden, cell)
+        for part in state:
+            if part is not None and (type(part) not in _ORDINARY or part.dim() != dims or part.is_neg()):
+                return None
+        of_layers = []
+        for names in self._names:
+            weights = ops.own_weights(self, names)
+            if weights is None:
+                return None
+            of_layers.append(weights)
+        if torch.is_grad_enabled() and ops.wants_gradient(x, *state, *itertools.chain(*of_layers)):
+            if layers > 1:
+                return None
+            return ops.differentiable(small, (time, batch), (output_shape, stated), x, state, of_layers[0])
+        new, final_cell = x.new_empty, None
+        final = new(stated)
+        if small.has_cell_state:
+            final_cell = new(stated)
+        for level, weights in enumerate(of_layers):
+            output = new(output_shape)
+            if not self._small[level].native.forward(
+                time, batch, level, x, hidden, cell, weights, output, final, final_cell, None, small.threads()
+            ):
+                return None
+            x = output
+        return x, final, final_cell
 
     def _run(
         self,
@@ -587,6 +639,10 @@ class _Recurrent(nn.Module):
             )
 
 
+_ORDINARY = (Tensor, nn.Parameter)
+_STEP_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
 def _as_the_weights(x: Tensor, weight: Tensor) -> Tensor:
     """Under autocast states and sums keep their weights' dtype, whatever was handed to the layer."""
     device = x.device.type
@@ -786,6 +842,10 @@ class RNN(_Recurrent):
         recurrent_mask: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layers; see `LSTM.forward`.  The state is one tensor, h."""
+        if lengths is None and resets is None and recurrent_mask is None:
+            small = self._small_call(input, hx, None)
+            if small is not None:
+                return small[:2]
         output, (hidden,) = self._run(input, None if hx is None else (hx,), lengths, resets, recurrent_mask)
         return output, hidden
 
@@ -898,6 +958,10 @@ class LSTM(_Recurrent):
             ValueError, RuntimeError, TypeError: as torch.nn raises them, when something does not fit.
         """
         _check_pair(hx)
+        if lengths is None and resets is None and recurrent_mask is None:
+            small = self._small_call(input, *(hx or (None, None)))
+            if small is not None:
+                return small[0], small[1:]  # type: ignore[return-value]
         output, (hidden, cell) = self._run(
             input, None if hx is None else tuple(hx), lengths, resets, recurrent_mask
         )
@@ -968,6 +1032,10 @@ class GRU(_Recurrent):
         recurrent_mask: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layers; see `LSTM.forward`.  The state is one tensor, h."""
+        if lengths is None and resets is None and recurrent_mask is None:
+            small = self._small_call(input, hx, None)
+            if small is not None:
+                return small[:2]
         output, (hidden,) = self._run(input, None if hx is None else (hx,), lengths, resets, recurrent_mask)
         return output, hidden
 
@@ -983,6 +1051,7 @@ class _Step(nn.Module):
 
     bias_ih: Tensor | None
     bias_hh: Tensor | None
+    _small: tuple[ops.Small, ...] = ()  # where small calls have a shorter way
 
     def __init__(
         self, cell: Cell, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any, kernels: str
@@ -1001,6 +1070,7 @@ class _Step(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(rows, **like)) if bias else None)
         self.reset_parameters()
         ops.kernels_for(kernels, self.weight_hh)
+        self._small = ops.small_calls(cell, input_size, hidden_size, 1, 1, bias)
 
     def reset_parameters(self) -> None:
         """Draw every parameter from ±1/sqrt(hidden_size), in torch's order."""
@@ -1014,6 +1084,43 @@ class _Step(nn.Module):
             bias += ", nonlinearity=relu"
         kernels = ops.kernels_for(self.kernels, self.weight_hh).describe()
         return f"{self.input_size}, {self.hidden_size}{bias}, kernels={kernels}"
+
+    def _small_call(self, x: Any, hidden: Any, cell: Any) -> tuple[Tensor, Tensor | None] | None:
+        """Take a step of few rows the short way (`ops.small`); None: not such a step."""
+        if (
+            type(x) not in _ORDINARY
+            or not x.is_cpu
+            or not self._small
+            or self.kernels == "reference"
+            or not ops.is_ordinary()
+        ):
+            return None
+        small, shape = self._small[0], x.shape
+        if len(shape) not in (1, 2):
+            return None
+        batch = shape[0] if len(shape) == 2 else 1
+        if batch * small.rows > ops.MOST or x.is_neg():
+            return None
+        state = (hidden, cell)
+        for part in state:
+            if part is not None and (
+                type(part) not in _ORDINARY or part.dim() != len(shape) or part.is_neg()
+            ):
+                return None
+        weights = ops.own_weights(self, _STEP_WEIGHTS if self.bias else _STEP_WEIGHTS[:2])
+        if weights is None:
+            return None
+        stated = (*shape[:-1], small.hidden_size)
+        if torch.is_grad_enabled() and ops.wants_gradient(x, *state, *weights):
+            found = ops.differentiable(small, (1, batch), (stated, stated), x, state, weights)
+            return None if found is None else found[1:]
+        output, final = x.new_empty(stated), x.new_empty(stated)
+        final_cell = x.new_empty(stated) if small.has_cell_state else None
+        if not small.native.forward(
+            1, batch, 0, x, hidden, cell, weights, output, final, final_cell, None, small.threads()
+        ):
+            return None
+        return final, final_cell
 
     def _run(self, x: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         name = type(self).__name__
@@ -1051,7 +1158,7 @@ class _Step(nn.Module):
                 raise RuntimeError(f"hidden{i} has {part.dim()} axes, expected 2{fix}")
             parts[i] = self._admit(part, f"hidden{i}")
         hidden, cell, *_ = (*(part.unsqueeze(0) for part in parts), None, None)
-        weights = _gradient_ready_weights(
+        weights = ops.gradient_ready_weights(
             self.cell, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         )
         run = ops.Run(self.cell, self.kernels, precision=ops.precision_of(weights))
@@ -1094,7 +1201,8 @@ class RNNCell(_Step):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Return h_t (B, H) from input (B, I) and h_{t-1} (B, H); zeros if None."""
-        return self._run(input, None if hx is None else (hx,))[0]
+        small = self._small_call(input, hx, None)
+        return self._run(input, None if hx is None else (hx,))[0] if small is None else small[0]
 
 
 class LSTMCell(_Step):
@@ -1118,6 +1226,10 @@ class LSTMCell(_Step):
             raise TypeError(
                 "LSTMCell: hx must be a tuple (h, c)\n  Received: Tensor.\n  Fix: pass hx=(h, c)."
             )
+        if hx is None or len(hx) == 2:
+            small = self._small_call(input, *(hx or (None, None)))
+            if small is not None:
+                return small  # type: ignore[return-value]
         hidden, cell = self._run(input, None if hx is None else tuple(hx))
         return hidden, cell
 
@@ -1139,7 +1251,8 @@ class GRUCell(_Step):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Return h_t (B, H) from input (B, I) and h_{t-1} (B, H); zeros if None."""
-        return self._run(input, None if hx is None else (hx,))[0]
+        small = self._small_call(input, hx, None)
+        return self._run(input, None if hx is None else (hx,))[0] if small is None else small[0]
 
 
 _CLASSES: swapping.Classes = {

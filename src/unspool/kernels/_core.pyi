@@ -1,6 +1,7 @@
 """The extension module built from native/bindings.cpp; only `native` imports it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,23 @@ class Layer:
         flow: Sequence[Floats],
         threads: int,
     ) -> None: ...
+
+class SmallCalls:
+    def __init__(
+        self,
+        table: Any,
+        tensor: type,
+        parameter: type,
+        isa: str,
+        cell: int,
+        input: int,
+        hidden: int,
+        layers: int,
+        directions: int,
+        bias: bool,
+    ) -> None: ...
+    def forward(self, *given: Any) -> bool: ...
+    def backward(self, *given: Any) -> bool: ...
 
 class Stream:
     def __init__(self, layers: Sequence[Layer], rows: int, hidden: Floats, cell: Floats) -> None: ...

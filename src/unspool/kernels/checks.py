@@ -41,12 +41,15 @@ class Sizes(NamedTuple):
 
 def dtype_name(array: Array) -> str:
     """Name an array's dtype the same for NumPy and torch: `float32`."""
-    return _name(array.dtype)
+    dtype = array.dtype
+    if not isinstance(dtype, np.dtype):  # torch's; a compiler that traces this knows no caches
+        return str(dtype).removeprefix("torch.")
+    return _name(dtype)
 
 
 @lru_cache(maxsize=64)  # NumPy takes longer to name a dtype than to check all else of an array
 def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
+    return str(dtype)
 
 
 def library_name(array: Array) -> str:

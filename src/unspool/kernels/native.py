@@ -233,6 +233,23 @@ def prepare(
     return Prepared(sizes, layer)
 
 
+def small_calls(
+    table: Any,
+    tensor: type,
+    parameter: type,
+    cell: Cell,
+    input_size: int,
+    hidden_size: int,
+    layers: int,
+    directions: int,
+    bias: bool,
+) -> Any:
+    """Make the engine's side of `ops.small`; `table` is DLPack's table of C functions for these two types."""
+    return _core.SmallCalls(
+        table, tensor, parameter, _isa, _CELLS[cell], input_size, hidden_size, layers, directions, bias
+    )
+
+
 def check_stream(layers: Sequence[Prepared]) -> None:
     """Raise where a layer has more than the plain cell, which a stream does not run.
 

@@ -30,8 +30,35 @@ from unspool.ops.arguments import (
     kernels_for,
     precision_of,
 )
+from unspool.ops.small import (
+    MOST,
+    Small,
+    differentiable,
+    gradient_ready_weights,
+    is_ordinary,
+    own_weights,
+    small_calls,
+    wants_gradient,
+)
 
-__all__ = ["Run", "cudnn", "is_traced", "kernels_for", "layer", "precision_of", "segmented", "trace"]
+__all__ = [
+    "MOST",
+    "Run",
+    "Small",
+    "cudnn",
+    "differentiable",
+    "gradient_ready_weights",
+    "is_ordinary",
+    "is_traced",
+    "kernels_for",
+    "layer",
+    "own_weights",
+    "precision_of",
+    "segmented",
+    "small_calls",
+    "trace",
+    "wants_gradient",
+]
 
 
 def _share_threads() -> None:

@@ -1,0 +1,280 @@
+"""Small plain calls go straight from tensors to the engine: same bits, same gradients, same refusals."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from unspool import nn, ops
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    "rnn": lambda i, h, **options: nn.RNN(i, h, nonlinearity="relu", **options),
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+}
+SMALL = ops.Small
+
+
+@pytest.fixture(autouse=True)
+def _drawn() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        yield
+
+
+def general(layer: Any) -> Any:
+    """The same layer, which goes the general way."""
+    twin = copy.deepcopy(layer)
+    twin._small = ()
+    return twin
+
+
+def flat(results: Any) -> list[Tensor]:
+    return [results] if isinstance(results, Tensor) else [t for part in results for t in flat(part)]
+
+
+def goes_short(layer: Any, *given: Any) -> bool:
+    """Whether a call takes the short way: the general one is not asked."""
+    with patch.object(layer, "_run", side_effect=AssertionError):
+        try:
+            layer(*given)
+        except AssertionError:
+            return False
+    return True
+
+
+def states(cell: str, *shape: int) -> Any:
+    one = torch.randn(shape, requires_grad=True)
+    return (one, torch.randn(shape, requires_grad=True)) if cell == "lstm" else one
+
+
+@pytest.mark.parametrize("form", ["time first", "batch first", "one sequence"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("stated", [False, True])
+@pytest.mark.parametrize("cell", MAKERS)
+def test_bits_are_those_of_the_general_way(
+    cell: str, stated: bool, layers: int, bidirectional: bool, bias: bool, form: str
+) -> None:
+    options = {"num_layers": layers, "bidirectional": bidirectional, "bias": bias}
+    layer = MAKERS[cell](5, 9, batch_first=form == "batch first", **options)
+    other, rows = general(layer), layers * (2 if bidirectional else 1)
+    x = {
+        "time first": torch.randn(3, 4, 5),
+        "batch first": torch.randn(4, 1, 5),
+        "one sequence": torch.randn(3, 5),
+    }[form].requires_grad_()
+    hx = None if not stated else states(cell, rows, 9) if x.dim() == 2 else states(cell, rows, 4, 9)
+    with torch.no_grad():
+        assert goes_short(layer, x, hx)
+        for ours, theirs in zip(flat(layer(x, hx)), flat(other(x, hx)), strict=True):
+            assert ours.shape == theirs.shape
+            assert torch.equal(ours, theirs)
+    assert goes_short(layer, x, hx) == (layers == 1)
+    leaves = [x, *([] if hx is None else flat(hx))]
+    found = []
+    for one in (layer, other):
+        results = flat(one(x, hx))
+        weigh = torch.random.manual_seed(3)
+        loss = sum((r * torch.randn(r.shape, generator=weigh)).sum() for r in results)
+        found.append(torch.autograd.grad(loss, [*leaves, *one.parameters()]))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["RNNCell", "LSTMCell", "GRUCell"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(4, 5), (5,)])
+def test_steps_of_cells(name: str, bias: bool, shape: tuple[int, ...]) -> None:
+    cell = getattr(nn, name)(5, 9, bias)
+    other, x = general(cell), torch.randn(shape, requires_grad=True)
+    for hx in (None, states("lstm" if name == "LSTMCell" else "", *shape[:-1], 9)):
+        assert goes_short(cell, x, hx)
+        found = []
+        for one in (cell, other):
+            results = flat(one(x, hx))
+            leaves = [x, *([] if hx is None else flat(hx)), *one.parameters()]
+            found.append([*results, *torch.autograd.grad(sum((r * r).sum() for r in results), leaves)])
+        for ours, theirs in zip(*found, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_weights_are_read_at_every_call_whoever_wrote_on_them() -> None:
+    """Through `.data` or a NumPy view too, of which no version counter tells."""
+    layer, x = nn.LSTM(3, 4), torch.randn(1, 1, 3)
+    with torch.no_grad():
+        before = layer(x)[0]
+        layer.weight_ih_l0.data.mul_(2)
+        assert torch.equal(layer(x)[0], general(layer)(x)[0])
+        layer.bias_hh_l0.detach().numpy()[:] += 1
+        assert torch.equal(layer(x)[0], general(layer)(x)[0])
+        layer.weight_hh_l0 = torch.nn.Parameter(torch.randn(16, 4))
+        assert torch.equal(layer(x)[0], general(layer)(x)[0])
+        assert not torch.equal(layer(x)[0], before)
+
+
+def test_what_was_changed_in_place_is_seen_by_autograd() -> None:
+    layer, x = nn.LSTM(3, 4), torch.randn(1, 1, 3)
+    output, _ = layer(x)
+    with torch.no_grad():
+        layer.weight_hh_l0.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+    layer.zero_grad()
+    output, _ = layer(x)
+    output.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_the_two_biases_have_gradients_of_their_own() -> None:
+    layer = nn.LSTM(3, 4)
+    layer(torch.randn(2, 1, 3))[0].sum().backward()
+    assert torch.equal(layer.bias_ih_l0.grad, layer.bias_hh_l0.grad)
+    assert layer.bias_ih_l0.grad.data_ptr() != layer.bias_hh_l0.grad.data_ptr()
+
+
+@pytest.mark.parametrize("cell", MAKERS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_derivatives_of_derivatives_and_mapped_gradients(cell: str, bias: bool) -> None:
+    layer = MAKERS[cell](3, 4, bidirectional=True, bias=bias)
+    other, x = general(layer), torch.randn(2, 3, 3, requires_grad=True)
+    hx = states(cell, 2, 3, 4)
+    assert goes_short(layer, x, hx)
+    found = []
+    for one in (layer, other):
+        results = flat(one(x, hx))
+        leaves = [x, *flat(hx), *one.parameters()]
+        first = torch.autograd.grad(sum((r**2).sum() for r in results), leaves, create_graph=True)
+        second = torch.autograd.grad(sum((d**2).sum() for d in first), leaves)
+        output = one(x, hx)[0].sum((0, 2))
+        mapped = torch.autograd.grad(output, leaves, torch.eye(3), is_grads_batched=True)
+        found.append([*first, *second, *mapped])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def gaps(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2]
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        gaps((2, 1, 3)),
+        torch.randn(1, 1, 1).expand(2, 1, 3),
+        torch.randn(2, 1, 3)._neg_view(),
+        torch.randn(3, 2, 1).permute(1, 2, 0),
+        torch.randn(2, 0, 3),
+        torch.randn(0, 2, 3),
+        torch.randn(600, 8, 3),
+    ],
+    ids=["gaps", "expanded", "negated", "permuted", "no rows", "no steps", "large"],
+)
+def test_what_is_no_small_call_goes_the_general_way(x: Tensor) -> None:
+    layer = nn.LSTM(3, 4)
+    assert not goes_short(layer, x)
+    with torch.no_grad():
+        assert torch.equal(layer(x)[0], general(layer)(x.contiguous().resolve_neg())[0])
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "bias_hh_l0"])
+def test_weights_of_another_layout_go_the_general_way(name: str) -> None:
+    layer, x = nn.LSTM(3, 4), torch.randn(1, 1, 3)
+    whole = getattr(layer, name).detach().clone()
+    for laid_out in (torch.stack([whole, whole], -1)[..., 0], (-whole)._neg_view()):
+        setattr(layer, name, torch.nn.Parameter(laid_out))
+        assert not goes_short(layer, x)
+        with torch.no_grad():
+            plain = general(layer)
+            setattr(plain, name, torch.nn.Parameter(whole))
+            assert torch.equal(layer(x)[0], plain(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("x", "hx"),
+    [
+        (torch.randn(2, 1, 5), None),
+        (torch.randn(2, 1, 3).double(), None),
+        (torch.randint(5, (2, 1, 3)), None),
+        (torch.randn(2, 1, 3), (torch.randn(1, 2, 4), torch.randn(1, 2, 4))),
+        (torch.randn(2, 2, 3), (torch.randn(2, 1, 4), torch.randn(2, 1, 4))),
+        (torch.randn(2, 1, 3), (torch.randn(1, 1, 4), torch.randn(1, 1, 5))),
+        (torch.randn(2, 1, 3), (torch.randn(1, 1, 4).double(), torch.randn(1, 1, 4))),
+        (torch.randn(2, 1, 3), (torch.randn(1, 4), torch.randn(1, 4))),
+        (torch.randn(2, 1, 1, 3), None),
+    ],
+)
+def test_refusals_are_those_of_the_general_way(x: Tensor, hx: Any) -> None:
+    layer = nn.LSTM(3, 4)
+    with pytest.raises((RuntimeError, ValueError)) as ours:
+        layer(x, hx)
+    with pytest.raises(type(ours.value)) as theirs:
+        general(layer)(x, hx)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_the_engine_itself_writes_nothing_where_sizes_do_not_fit() -> None:
+    """Behind nn's checks: every argument of another size, dtype or kind is answered with False."""
+    native = nn.LSTM(3, 4)._small[0].native
+    w = (torch.randn(16, 3), torch.randn(16, 4), torch.randn(16), torch.randn(16))
+    sound: dict[str, Any] = {
+        "sizes": (2, 1, 0),
+        "x": torch.randn(2, 1, 3), "h": torch.randn(1, 1, 4), "c": torch.randn(1, 1, 4), "w": w,
+        "out": torch.zeros(2, 1, 4), "fh": torch.zeros(1, 1, 4), "fc": torch.zeros(1, 1, 4),
+        "trace": torch.zeros(40), "threads": 1,
+    }  # fmt: skip
+
+    def call(**changed: Any) -> bool:
+        given = {**sound, **changed}
+        return native.forward(*given.pop("sizes"), *given.values())  # type: ignore[no-any-return]
+
+    assert call()
+    for name in ("out", "fh", "fc", "trace"):
+        sound[name].zero_()
+    wrong: dict[str, list[Any]] = {
+        "sizes": [(3, 1, 0), (2, 2, 0), (2, 1, 1), (2, 1, -1), (-2, -1, 0), (0, 1, 0), (2**62, 4, 0)],
+        "x": [None, 3, torch.randn(2, 1, 4), torch.randn(2, 1, 3).double(), torch.randn(2, 1, 3).numpy()],
+        "h": [None, torch.randn(1, 1, 5), torch.randn(4), torch.randn(2, 1, 4)][:2],
+        "c": [None, torch.randn(1, 2, 4), torch.randn(1, 1, 4, device="meta")],
+        "w": [w[:3], list(w), (*w[:3], None), (w[0].T, *w[1:]), (w[1], *w[1:]), (*w[:3], torch.randn(15))],
+        "out": [None, torch.zeros(3, 1, 4), torch.zeros(2, 1, 4, dtype=torch.int32)],
+        "fh": [None, torch.zeros(1, 1, 3)],
+        "fc": [None, torch.zeros(2, 1, 4)],
+        "trace": [torch.zeros(39), torch.zeros(32)],
+        "threads": [0, -1],
+    }  # fmt: skip
+    for name, values in wrong.items():
+        for value in values:
+            assert not call(**{name: value}), (name, value)
+    assert not any(sound[name].any() for name in ("out", "fh", "fc", "trace"))
+
+
+def test_copies_and_pickles_go_on_the_short_way() -> None:
+    layer, x = nn.GRU(3, 4), torch.randn(1, 1, 3)
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    twins = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(buffer, weights_only=False)]
+    for twin in twins:
+        assert goes_short(twin, x)
+        with torch.no_grad():
+            assert torch.equal(twin(x)[0], layer(x)[0])
+
+
+def test_dropout_masks_and_captures_go_the_general_way() -> None:
+    x = torch.randn(2, 1, 3)
+    with torch.no_grad():
+        assert not goes_short(nn.LSTM(3, 4, 2, dropout=0.5), x)
+        assert goes_short(nn.LSTM(3, 4, 2, dropout=0.5).eval(), x)
+        assert not goes_short(nn.LSTM(3, 4, recurrent_dropout=0.5), x)
+        assert not goes_short(nn.LSTM(3, 4, kernels="reference"), x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not goes_short(nn.LSTM(3, 4), x)
