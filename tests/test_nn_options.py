@@ -1,6 +1,7 @@
 """What the layers have beyond torch's: recurrent dropout, the forget gate's bias at the start, the trace.
 
-And what of a cell is optional: projection, which torch has too, layer normalisation, peepholes.
+And what of a cell is optional: projection, which torch has too, layer normalisation, peepholes, zoneout, a
+clipped cell state.
 """
 
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from unspool import nn
+from unspool import nn, ops
 from unspool.errors import InputError, KernelsError
 from unspool.introspect import gradient_terms
 from unspool.kernels import masks
+from unspool.ops.arguments import Layer, flat_weights
 
 KINDS = [nn.RNN, nn.LSTM, nn.GRU]
 BOTH = ["native", "reference"]
@@ -127,13 +129,21 @@ def test_a_trace_takes_a_state_and_one_sequence_and_refuses_packed_input() -> No
         layer.trace(x, hx[0])
 
 
-# -- more than the plain cell: projection, layer normalisation, peepholes
+# -- more than the plain cell
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "projection": {"proj_size": 3},
     "norm": {"layer_norm": True},
     "peephole": {"peephole": True},
-    "all": {"proj_size": 3, "layer_norm": True, "peephole": True},
+    "zoneout": {"zoneout": (0.3, 0.4)},
+    "clip": {"cell_clip": 0.2},
+    "all": {
+        "proj_size": 3,
+        "layer_norm": True,
+        "peephole": True,
+        "zoneout": 0.2,
+        "cell_clip": 0.3,
+    },
 }
 DTYPES = {"native": torch.float32, "reference": torch.float64}
 CLOSE = {"native": 2e-6, "reference": 1e-12}
@@ -233,7 +243,7 @@ def normed(z: Tensor, norm: Tensor) -> Tensor:
     return torch.nn.functional.layer_norm(z, z.shape[-1:], norm[0], norm[1])
 
 
-def written_out(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def written_out(layer: Any, x: Tensor, shares: Any = None) -> tuple[Tensor, Tensor]:
     """One forward layer of an LSTM with every option, an equation a line, by torch's operations."""
     w = dict(layer.named_parameters())
     h, c = (
@@ -242,17 +252,22 @@ def written_out(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     )
     peep_i, peep_f, peep_o = w.get("peephole_l0", x.new_zeros(3, layer.hidden_size))
     outputs = []
-    for x_t in x:
+    if shares is None:  # in evaluation the mean
+        both = layer.zoneout if isinstance(layer.zoneout, tuple) else (layer.zoneout, layer.zoneout)
+        shares = [torch.full((len(x),), share, dtype=x.dtype) for share in both]
+    for x_t, zone_h, zone_c in zip(x, *shares, strict=True):
         of_x, of_h = x_t @ w["weight_ih_l0"].T, h @ w["weight_hh_l0"].T
         if layer.layer_norm:
             of_x, of_h = normed(of_x, w["norm_input_l0"]), normed(of_h, w["norm_recurrent_l0"])
         i, f, g, o = (of_x + of_h + w["bias_ih_l0"] + w["bias_hh_l0"]).chunk(4, -1)
-        c_prev = c
+        c_prev, h_prev = c, h
         c = torch.sigmoid(f + peep_f * c_prev) * c_prev + torch.sigmoid(i + peep_i * c_prev) * torch.tanh(g)
+        c = c.clamp(-layer.cell_clip, layer.cell_clip) if layer.cell_clip else c
         shown = normed(c, w["norm_cell_l0"]) if layer.layer_norm else c
         h = torch.sigmoid(o + peep_o * c) * torch.tanh(shown)
         if layer.proj_size:
             h = h @ w["weight_hr_l0"].T
+        c, h = zone_c * c_prev + (1 - zone_c) * c, zone_h * h_prev + (1 - zone_h) * h
         outputs.append(h)
     return torch.stack(outputs), (h, c)  # type: ignore[return-value]
 
@@ -261,7 +276,7 @@ def written_out(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("chosen", OPTIONS)
 def test_an_lstm_with_options_is_its_equations_written_out(kernels: str, chosen: str) -> None:
     torch.manual_seed(1)
-    layer = nn.LSTM(4, 6, dtype=DTYPES[kernels], kernels=kernels, **OPTIONS[chosen])
+    layer = nn.LSTM(4, 6, dtype=DTYPES[kernels], kernels=kernels, **OPTIONS[chosen]).eval()
     away_from_the_start(layer)
 
     class WrittenOut(torch.nn.Module):
@@ -310,13 +325,13 @@ def test_norms_start_at_gain_1_and_bias_0_and_the_rest_as_torchs() -> None:
 @pytest.mark.parametrize("chosen", OPTIONS)
 def test_options_can_be_derived_twice(kernels: str, chosen: str) -> None:
     torch.manual_seed(1)
-    layer = nn.LSTM(3, 4, dtype=torch.float64, kernels="reference", **OPTIONS[chosen])
+    layer = nn.LSTM(3, 4, dtype=torch.float64, kernels="reference", **OPTIONS[chosen]).eval()
     away_from_the_start(layer)
     x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
     if kernels == "reference":
         assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], (x,))
         return
-    narrow = nn.LSTM(3, 4, **OPTIONS[chosen])
+    narrow = nn.LSTM(3, 4, **OPTIONS[chosen]).eval()
     narrow.load_state_dict(layer.state_dict())
 
     def second(layer: Any, x: Tensor) -> list[Tensor]:
@@ -325,14 +340,14 @@ def test_options_can_be_derived_twice(kernels: str, chosen: str) -> None:
 
     for own, their in zip(second(narrow, x.detach().float().requires_grad_()), second(layer, x), strict=True):
         assert (own is None) == (their is None)
-        if own is not None:
+        if own is not None and their is not None:
             torch.testing.assert_close(own.double(), their, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("chosen", OPTIONS)
 def test_options_map_over_samples(chosen: str) -> None:
     torch.manual_seed(1)
-    layer = nn.LSTM(3, 4, **OPTIONS[chosen])
+    layer = nn.LSTM(3, 4, **OPTIONS[chosen]).eval()
     weights, x = dict(layer.named_parameters()), torch.randn(5, 3, 3)
 
     def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -347,7 +362,7 @@ def test_options_map_over_samples(chosen: str) -> None:
 
 def test_options_are_compiled_and_exported() -> None:
     torch.manual_seed(1)
-    layer = nn.LSTM(3, 4, 2, bidirectional=True, **OPTIONS["all"])
+    layer = nn.LSTM(3, 4, 2, bidirectional=True, **OPTIONS["all"]).eval()
     x = torch.randn(5, 2, 3)
     compiled: Any = torch.compile(layer, backend="aot_eager", fullgraph=True)
     for own, their in zip(results(layer, x), results_of(compiled, layer, x), strict=True):
@@ -372,7 +387,7 @@ def results_of(call: Any, layer: Any, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("chosen", OPTIONS)
 def test_a_trace_a_cut_and_a_repr_of_a_layer_with_options(chosen: str) -> None:
     torch.manual_seed(1)
-    layer = nn.LSTM(3, 4, kernels="native", **OPTIONS[chosen])
+    layer = nn.LSTM(3, 4, kernels="native", **OPTIONS[chosen]).eval()
     x = torch.randn(6, 2, 3)
     whole, _ = layer(x)
     first, state = layer(x[:2])
@@ -409,3 +424,117 @@ def test_swap_takes_a_projected_lstm_and_gives_it_back() -> None:
     assert nn.unswap(model) == ("0",)
     assert set(model[0].__dict__) == keys
     assert torch.equal(model(x)[0], before)
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+def test_zoneout_keeps_units_by_the_masks_of_torchs_seed(kernels: str) -> None:
+    torch.manual_seed(1)
+    layer = nn.LSTM(4, 6, zoneout=(0.3, 0.4), dtype=DTYPES[kernels], kernels=kernels)
+    x = torch.randn(7, 5, 4, dtype=DTYPES[kernels])
+    torch.manual_seed(2)
+    got = results(layer, x)
+    torch.manual_seed(2)
+    assert torch.equal(layer(x)[0], got[0])
+    assert not torch.equal(layer(x)[0], got[0])
+    torch.manual_seed(2)
+    seed = int(torch.randint(2**63 - 1, ()))
+    shares = [
+        torch.from_numpy(masks.zoneout(seed, 0, 0, 1, 5, 6, 7, share, part))[:, :, 0].to(x.dtype)
+        for part, share in (("hidden", 0.3), ("cell", 0.4))
+    ]
+    want, (h, c) = written_out(layer, x, shares)
+    for own, their in zip(got, (want, h.unsqueeze(0), c.unsqueeze(0)), strict=False):
+        torch.testing.assert_close(own, their, atol=CLOSE[kernels], rtol=CLOSE[kernels])
+    kept = torch.cat([torch.zeros(1, 5, 6, dtype=x.dtype), got[0][:-1]]) == got[0]
+    assert torch.equal(kept, shares[0].bool())
+
+
+def test_a_packed_batch_draws_the_zoneout_of_the_padded_one() -> None:
+    torch.manual_seed(1)
+    layer = nn.GRU(3, 5, 2, zoneout=0.4, bidirectional=True)
+    x, lengths = torch.randn(7, 4, 3), torch.tensor([2, 7, 3, 5])
+    torch.manual_seed(2)
+    padded, _ = layer(x, lengths=lengths)
+    torch.manual_seed(2)
+    packed, _ = layer(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    assert torch.equal(pad_packed_sequence(packed)[0], padded)
+    assert not torch.equal(layer(x, lengths=lengths)[0], padded)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zoneout_has_the_kernel_sets_agree_for_every_cell(kind: Any) -> None:
+    torch.manual_seed(1)
+    layer = kind(4, 6, 2, zoneout=0.25, bidirectional=True, kernels="native")
+    definition = kind(4, 6, 2, zoneout=0.25, bidirectional=True, kernels="reference", dtype=torch.float64)
+    definition.load_state_dict(layer.state_dict())
+    x = torch.randn(7, 5, 4)
+    for training in (True, False):
+        torch.manual_seed(2)
+        got = results(layer.train(training), x)
+        torch.manual_seed(2)
+        for own, their in zip(got, results(definition.train(training), x.double()), strict=True):
+            assert (own - their).norm() <= 20 * CLOSE["native"] * their.norm()
+
+
+def test_under_autocast_options_run_in_float32() -> None:
+    torch.manual_seed(1)
+    x = torch.randn(6, 2, 3)
+    for chosen in OPTIONS.values():
+        layer = nn.LSTM(3, 4, **chosen).eval()
+        want, _ = layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(layer(x)[0], want)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (nn.LSTM, {"zoneout": 1.0}),
+        (nn.LSTM, {"zoneout": (0.1, -0.1)}),
+        (nn.LSTM, {"zoneout": (0.1, 0.1, 0.1)}),
+        (nn.GRU, {"zoneout": (0.1, 0.1)}),
+        (nn.LSTM, {"cell_clip": 0}),
+        (nn.LSTM, {"cell_clip": float("inf")}),
+        (nn.LSTM, {"cell_clip": float("nan")}),
+    ],
+    ids=str,
+)
+def test_a_number_out_of_range_is_refused(kind: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))} should be (.|\n)*Received: (.|\n)*Fix: "):
+        kind(3, 4, **wrong)
+
+
+def test_the_operators_hold_torchs_checks_with_options() -> None:
+    torch.manual_seed(1)
+    layer = nn.LSTM(2, 4, **OPTIONS["all"]).eval()
+    taken: list[Any] = []
+    run_layer = ops.layer
+
+    def keeping(run: Any, x: Tensor, hidden: Any, cell: Any, weights: Any) -> Any:
+        taken.extend(Layer(run, (x, hidden, cell, None, None, *flat_weights(weights))).flat)
+        return run_layer(run, x, hidden, cell, weights)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ops, "layer", keeping)
+        layer(torch.randn(3, 2, 2))
+    flat = tuple(
+        part.detach().requires_grad_() if isinstance(part, Tensor) and part.requires_grad else part
+        for part in taken
+    )
+    for operator in (torch.ops.unspool.infer.default, torch.ops.unspool.forward.default):
+        torch.library.opcheck(operator, flat)
+
+
+@pytest.mark.parametrize("chosen", OPTIONS)
+def test_a_layer_that_recomputes_has_the_bits_of_one_that_keeps(chosen: str) -> None:
+    torch.manual_seed(1)
+    layer = nn.LSTM(3, 4, 2, **OPTIONS[chosen])
+    x, found = torch.randn(40, 3, 3), []
+    for recompute in (None, "segments"):
+        layer.recompute = recompute
+        torch.manual_seed(2)
+        found.append(results(layer, x))
+    for n, (own, their) in enumerate(zip(*found, strict=True)):
+        if n < 4:  # the output, the final state, dL/dx
+            assert torch.equal(own, their)
+        torch.testing.assert_close(own, their, atol=1e-4, rtol=1e-4)

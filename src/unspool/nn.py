@@ -2,8 +2,8 @@
 
 The same arguments in the same order with the same defaults, the same parameter names, shapes and
 initial values, the same state layout, exceptions and `PackedSequence`.  New in `forward`, by keyword
-only: `lengths`, `resets`, `recurrent_mask`; in the constructors `recurrent_dropout`, `layer_norm` and, of the
-LSTM, `forget_bias` and `peephole`; and `trace`, every gate and state of a run.
+only: `lengths`, `resets`, `recurrent_mask`; in the constructors `recurrent_dropout`, `layer_norm`, `zoneout`
+and, of the LSTM, `forget_bias`, `peephole`, `cell_clip`; and `trace`, every gate and state of a run.
 
 What differs: the layers run unspool's kernels (`repr` says which), lengths may come in any order, on any
 device, zeros among them, gradients may be asked for in eval mode, and weights are ordinary parameters,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "swap", "unswap"]
 
+_BEYOND = ("proj_size", "layer_norm", "peephole", "zoneout", "cell_clip")  # what a plain cell does not have
 # Parameters that torch's layers do not have, by the contract's names; on each the layer's suffix follows.
 _OPTIONS = ("peephole", "norm_input", "norm_recurrent", "norm_cell")
 
@@ -68,13 +69,16 @@ class _Recurrent(nn.Module):
         kernels: str,
         recurrent_dropout: float,
         layer_norm: bool,
+        zoneout: float | tuple[float, float],
         proj_size: int = 0,
         peephole: bool = False,
+        cell_clip: float | None = None,
         recompute: str | None = None,
     ) -> None:
         super().__init__()
         _check_construction(input_size, hidden_size, num_layers, bias, batch_first, dropout)
-        _check_options(hidden_size, layer_norm, proj_size, peephole)
+        _check_options(hidden_size, layer_norm, proj_size, peephole, cell_clip)
+        _check_zoneout(zoneout, cell)
         _check_share("recurrent_dropout", recurrent_dropout)
         _check_recompute(recompute, bidirectional)
         self.cell = cell
@@ -89,6 +93,8 @@ class _Recurrent(nn.Module):
         self.proj_size = proj_size
         self.layer_norm = layer_norm
         self.peephole = peephole
+        self.zoneout = zoneout
+        self.cell_clip = cell_clip
         self.kernels = kernels
         self.recurrent_dropout = float(recurrent_dropout)
         self.recompute = recompute
@@ -134,7 +140,7 @@ class _Recurrent(nn.Module):
     @property
     def _has_options(self) -> bool:
         """Whether the cell has more than the plain one."""
-        return bool(self.proj_size or self.layer_norm or self.peephole)
+        return any(getattr(self, name) for name in _BEYOND)
 
     def _suffixes(self, k: int) -> list[str]:
         return [f"_l{k}", f"_l{k}_reverse"][: self._directions]
@@ -173,6 +179,7 @@ class _Recurrent(nn.Module):
         Raises:
             InputError: the layer is bidirectional, or rows is below 1.
             KernelsError: the layer does not run the native kernels: its weights are not float32 on the CPU.
+                Or it has more than the plain cell.
         """
         kernels = ops.kernels_for(self.kernels, self.weight_hh_l0)
         if kernels is not load("native"):
@@ -180,6 +187,12 @@ class _Recurrent(nn.Module):
                 f"A stream runs the native kernels alone.\n  Received: a layer with {kernels.describe()}, "
                 f"{self.weight_hh_l0.dtype} on {self.weight_hh_l0.device}.\n"
                 "  Fix: layer.float().cpu().stream(), of a layer not created with kernels='reference'."
+            )
+        beyond = [name for name in _BEYOND if getattr(self, name)]
+        if beyond:
+            raise KernelsError(
+                f"A stream runs plain cells alone.\n  Received: a layer with {', '.join(beyond)}.\n"
+                "  Fix: run the layer itself on pieces of the sequence, handing the state on."
             )
         from unspool.stream import Stream  # here: it loads the engine, which this module can do without
 
@@ -216,6 +229,10 @@ class _Recurrent(nn.Module):
             parts.append("layer_norm=True")
         if self.peephole:
             parts.append("peephole=True")
+        if self.zoneout:
+            parts.append(f"zoneout={self.zoneout}")
+        if self.cell_clip:
+            parts.append(f"cell_clip={self.cell_clip}")
         if isinstance(self, LSTM) and self.forget_bias is not None:
             parts.append(f"forget_bias={self.forget_bias}")
         parts.append(f"kernels={ops.cudnn.describe(self.kernels, self.weight_hh_l0)}")
@@ -374,7 +391,7 @@ class _Recurrent(nn.Module):
         recurrent_mask = self._mask(recurrent_mask, data, batch)
         if x.sorted_indices is not None and recurrent_mask is not None:
             recurrent_mask = recurrent_mask.index_select(1, x.sorted_indices)
-        output, final = self._layers(padded, hx, live.sum(0), None, recurrent_mask)
+        output, final = self._layers(padded, hx, live.sum(0), None, recurrent_mask, order=x.sorted_indices)
         if x.unsorted_indices is not None:
             final = tuple(part.index_select(1, x.unsorted_indices) for part in final)
         packed = PackedSequence(output[live], x.batch_sizes, x.sorted_indices, x.unsorted_indices)
@@ -389,10 +406,12 @@ class _Recurrent(nn.Module):
         recurrent_mask: Tensor | None,
         kept: list[Trace] | None = None,
         given: Sequence[Tensor] | None = None,
+        order: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run all layers over (T, B, I); a `kept` list takes their traces, and no gradients.
 
-        With `given` weights, as `all_weights` lists them, by the reference's equations.
+        `order` says which rows of the caller's batch these are.  With `given` weights, as `all_weights` lists
+        them, by the reference's equations.
         """
         steps, batch, _ = x.shape
         directions = self._directions
@@ -402,6 +421,7 @@ class _Recurrent(nn.Module):
         on_host = None if lengths is None else lengths.to("cpu", torch.int64)
         if given is None and self._is_cudnns(x, hx, on_host, resets, recurrent_mask, kept):
             return self._by_cudnn(x, hx, on_host)
+        seed = int(torch.randint(2**63 - 1, ())) if self.zoneout and self.training else None
         for k in range(self.num_layers):
             of_layer = slice(k * directions, (k + 1) * directions)
             hidden, cell = (
@@ -410,8 +430,19 @@ class _Recurrent(nn.Module):
             mask = None if recurrent_mask is None else recurrent_mask[of_layer]
             weights = self._weights(k, given)
             kernels = self.kernels if given is None else "reference"
-            narrow = ops.precision_of(weights[0])
-            run = ops.Run(self.cell, kernels, on_host, resets, mask, self.tap, k, narrow)
+            narrow = "float32" if self._has_options else ops.precision_of(weights[0])
+            run = ops.Run(
+                self.cell,
+                kernels,
+                on_host,
+                resets,
+                mask,
+                *self._shares(seed, k, x, order),
+                self.tap,
+                k,
+                narrow,
+                self.cell_clip or 0.0,
+            )
             if kept is None:
                 way = ops.layer if self.recompute is None else ops.segmented
                 out, final_hidden, final_cell = way(run, x, hidden, cell, weights)
@@ -439,8 +470,7 @@ class _Recurrent(nn.Module):
         """Whether torch's own kernels run a call: a plain one on a GPU."""
         return (
             ops.cudnn.takes(self.kernels, x.device.type)
-            and not self.layer_norm
-            and not self.peephole
+            and not any(getattr(self, name) for name in _BEYOND[1:])  # a projection is torch's too
             and resets is None
             and recurrent_mask is None
             and kept is None
@@ -521,6 +551,25 @@ class _Recurrent(nn.Module):
             for k in range(self.num_layers)
         ]
         return torch.cat([torch.from_numpy(mask) for mask in of_layers]).to(x.device, x.dtype)
+
+    def _shares(
+        self, seed: int | None, k: int, x: Tensor, order: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What layer k keeps from the step before, of h and of c: drawn from a seed; without one the mean."""
+        both = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout, self.zoneout)
+        found: list[Tensor | None] = []
+        for part, share, units in zip(
+            ("hidden", "cell"), both, (self._output_size, self.hidden_size), strict=True
+        ):
+            if not share or (part == "cell" and not self.cell.has_cell_state):
+                found.append(None)
+            elif seed is None:
+                found.append(x.new_full((x.size(0), x.size(1), self._directions, units), share))
+            else:
+                rows = x.size(1) if order is None else order.numpy(force=True)
+                mask = masks.zoneout(seed, 0, k, self._directions, rows, units, x.size(0), share, part)
+                found.append(torch.from_numpy(mask).to(x.device, x.dtype))
+        return found[0], found[1]
 
     # -- the door: torch's exception types and first lines, then what was received, then the fix
 
@@ -733,7 +782,27 @@ def _check_recompute(recompute: Any, bidirectional: bool) -> None:
         )
 
 
-def _check_options(hidden_size: int, layer_norm: bool, proj_size: int, peephole: bool) -> None:
+def _check_zoneout(zoneout: float | tuple[float, float], cell: Cell) -> None:
+    both = zoneout if isinstance(zoneout, tuple) else (zoneout,)
+    if isinstance(zoneout, tuple) and (len(both) != 2 or not cell.has_cell_state):
+        raise ValueError(
+            "zoneout should be a number, or for an LSTM a pair: of the hidden and of the cell state\n"
+            f"  Received: {zoneout!r:.60}.\n  Fix: such as 0.1."
+        )
+    for share in both:
+        _check_share("zoneout", share)
+
+
+def _check_options(
+    hidden_size: int, layer_norm: bool, proj_size: int, peephole: bool, cell_clip: float | None
+) -> None:
+    if cell_clip is not None and (
+        not isinstance(cell_clip, numbers.Real) or isinstance(cell_clip, bool) or not 0 < cell_clip < math.inf
+    ):
+        raise ValueError(
+            "cell_clip should be a finite number above 0, the most that a cell state may be, or None\n"
+            f"  Received: {cell_clip!r:.40}.\n  Fix: such as 3.0."
+        )
     for name, value in (("layer_norm", layer_norm), ("peephole", peephole)):
         if not isinstance(value, bool):
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
@@ -792,6 +861,8 @@ class RNN(_Recurrent):
             and runs each segment once more in backward: for long sequences.  One direction only.
         layer_norm: normalise W x_t and U h_{t-1} over the units of all gates, each with a learned gain and
             bias (Ba, Kiros & Hinton 2016).
+        zoneout: in training, the probability that a unit keeps its value from the step before, drawn for each
+            step; in evaluation that share of it is kept (Krueger et al. 2016).
 
     Source: Elman 1990.
     """
@@ -811,6 +882,7 @@ class RNN(_Recurrent):
         *,
         recurrent_dropout: float = 0.0,
         layer_norm: bool = False,
+        zoneout: float = 0.0,
         recompute: str | None = None,
         kernels: str = "auto",
     ) -> None:
@@ -828,6 +900,7 @@ class RNN(_Recurrent):
             kernels,
             recurrent_dropout,
             layer_norm,
+            zoneout,
             recompute=recompute,
         )
         self.nonlinearity = nonlinearity
@@ -866,8 +939,12 @@ class LSTM(_Recurrent):
             and runs each segment once more in backward: for long sequences.  One direction only.
         layer_norm: normalise W x_t and U h_{t-1} over the units of all gates, each with a learned gain and
             bias, and c_t before its tanh (Ba, Kiros & Hinton 2016).
+        zoneout: in training, the probability that a unit keeps its value from the step before, drawn for each
+            step, one number or one for h and one for c; in evaluation that share of it is kept
+            (Krueger et al. 2016).
         peephole: the input and the forget gate see c_{t-1}, the output gate c_t, each unit its own, by
             learned weights (Gers & Schmidhuber 2000).
+        cell_clip: bounds the cell state to ±cell_clip at every step (Sak et al. 2014).
         forget_bias: what the forget gate's bias starts at, the two biases together; None: as torch draws
             them.  Gers et al. 2000; 1 is Jozefowicz et al.'s advice (2015).
 
@@ -889,8 +966,10 @@ class LSTM(_Recurrent):
         *,
         recurrent_dropout: float = 0.0,
         layer_norm: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
         recompute: str | None = None,
         peephole: bool = False,
+        cell_clip: float | None = None,
         forget_bias: float | None = None,
         kernels: str = "auto",
     ) -> None:
@@ -910,8 +989,10 @@ class LSTM(_Recurrent):
             kernels,
             recurrent_dropout,
             layer_norm,
+            zoneout,
             proj_size,
             peephole,
+            cell_clip,
             recompute=recompute,
         )
 
@@ -984,6 +1065,8 @@ class GRU(_Recurrent):
             and runs each segment once more in backward: for long sequences.  One direction only.
         layer_norm: normalise W x_t and U h_{t-1} over the units of all gates, each with a learned gain and
             bias (Ba, Kiros & Hinton 2016).
+        zoneout: in training, the probability that a unit keeps its value from the step before, drawn for each
+            step; in evaluation that share of it is kept (Krueger et al. 2016).
 
     Source: Cho et al. 2014, with the reset gate after the recurrent product.
     """
@@ -1002,6 +1085,7 @@ class GRU(_Recurrent):
         *,
         recurrent_dropout: float = 0.0,
         layer_norm: bool = False,
+        zoneout: float = 0.0,
         recompute: str | None = None,
         kernels: str = "auto",
     ) -> None:
@@ -1019,6 +1103,7 @@ class GRU(_Recurrent):
             kernels,
             recurrent_dropout,
             layer_norm,
+            zoneout,
             recompute=recompute,
         )
 

@@ -229,7 +229,11 @@ def _of_torch(layer: Any) -> tuple[Cell, tuple[tuple[Weights, ...], ...], bool]:
             f"this is no recurrent layer.\n  Received: {type(layer).__name__}.\n"
             f"  Fix: pass an RNN, LSTM or GRU of unspool.nn or torch.nn, a Model, LanguageModel or Tagger."
         )
-    beyond = [name for name in ("proj_size", "layer_norm", "peephole") if getattr(layer, name, False)]
+    beyond = [
+        name
+        for name in ("proj_size", "layer_norm", "peephole", "zoneout", "cell_clip")
+        if getattr(layer, name, False)
+    ]
     if beyond:
         raise InputError(
             "a layer with more than the plain cell cannot be looked at yet.\n"

@@ -18,11 +18,11 @@ from unspool.kernels.checks import dtype_name
 from unspool.kernels.contract import Cell, Kernels, State, Trace, Weights
 
 DIRECTIONS = (0, 1)
-SETTINGS = ("cell", "kernels", "precision")  # what is no tensor
+SETTINGS = ("cell", "kernels", "precision", "cell_clip")  # what is no tensor
 STATES = ("hidden", "cell_state", "reset_hidden", "reset_cell_state")
 WEIGHTS = tuple(f"{part}_{d}" for d in DIRECTIONS for part in Weights._fields)
 GIVEN = ("x", *STATES, *WEIGHTS)  # what has a gradient
-OPTIONS = ("lengths", "resets", "recurrent_mask")  # what has none
+OPTIONS = ("lengths", "resets", "recurrent_mask", "zoneout_hidden", "zoneout_cell")  # what has none
 TRACE = tuple(f"trace_{part}" for part in Trace._fields)
 ARRIVING = ("d_output", "d_final_hidden", "d_final_cell_state")
 REQUIRED = ("x", "input_0", "recurrent_0", "bias_0")
@@ -32,7 +32,9 @@ def _schema(names: Sequence[str]) -> str:
     return ", ".join(f"Tensor{'' if name in REQUIRED else '?'} {name}" for name in names)
 
 
-_LAYER = f"{', '.join(f'str {name}' for name in SETTINGS)}, {_schema(GIVEN)}, {_schema(OPTIONS)}"
+_TYPES = {"cell_clip": "float"}  # the others are strings
+_SETTINGS = ", ".join(f"{_TYPES.get(name, 'str')} {name}" for name in SETTINGS)
+_LAYER = f"{_SETTINGS}, {_schema(GIVEN)}, {_schema(OPTIONS)}"
 
 # `infer` returns the output (T, B, D, H) and the final hidden and cell state (D, B, H), `forward` the trace,
 # whose hidden states are the output, and the final state.  What a cell does not have is a tensor of no
@@ -55,20 +57,42 @@ class Run(NamedTuple):
     kernels: str  # "auto", "native" or "reference"
     lengths: Tensor | None = None  # (B,) int64 on the CPU
     resets: Tensor | None = None  # (T, B) bool
-    recurrent_mask: Tensor | None = None  # (D, B, H)
+    recurrent_mask: Tensor | None = None  # (D, B, P)
+    zoneout_hidden: Tensor | None = None  # (T, B, D, P)
+    zoneout_cell: Tensor | None = None  # (T, B, D, H)
     tap: Any = None  # told what ran, as it ran; see `introspect.capture`
     level: int = 0  # which layer of the module this is
     precision: str = "float32"  # what products are made in: "float32" or "bfloat16"
+    cell_clip: float = 0.0  # bounds the cell state; 0: does not
 
     @property
-    def settings(self) -> tuple[str, ...]:
+    def settings(self) -> tuple[str | float, ...]:
         """What is no tensor, in the order of `SETTINGS`."""
-        return self.cell.value, self.kernels, self.precision
+        return self.cell.value, self.kernels, self.precision, self.cell_clip
+
+    def of_rows(self, span: slice) -> "Run":
+        """The run of some rows of the batch."""
+
+        def rows(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[:, span]
+
+        return self._replace(
+            lengths=None if self.lengths is None else self.lengths[span],
+            resets=rows(self.resets),
+            recurrent_mask=rows(self.recurrent_mask),
+            zoneout_hidden=rows(self.zoneout_hidden),
+            zoneout_cell=rows(self.zoneout_cell),
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the run has nothing beyond the plain cell but its weights."""
+        return self.zoneout_hidden is None and self.zoneout_cell is None and not self.cell_clip
 
     @property
     def options(self) -> tuple[Tensor | None, ...]:
         """The tensors, in the order of `OPTIONS`."""
-        return self.lengths, self.resets, self.recurrent_mask
+        return self.lengths, self.resets, self.recurrent_mask, self.zoneout_hidden, self.zoneout_cell
 
 
 class Layer(NamedTuple):
@@ -80,9 +104,10 @@ class Layer(NamedTuple):
     @classmethod
     def of(cls, flat: Sequence[Any]) -> "Layer":
         """Read an operator's arguments: SETTINGS, GIVEN, OPTIONS."""
-        cell, kernels, precision, *tensors = flat
-        given, (lengths, resets, mask) = tensors[: len(GIVEN)], tensors[len(GIVEN) :]
-        return cls(Run(Cell(cell), kernels, lengths, resets, mask, precision=precision), tuple(given))
+        cell, kernels, precision, cell_clip, *tensors = flat
+        given, options = tensors[: len(GIVEN)], tensors[len(GIVEN) :]
+        run = Run(Cell(cell), kernels, *options)
+        return cls(run._replace(precision=precision, cell_clip=cell_clip), tuple(given))
 
     @property
     def flat(self) -> tuple[Any, ...]:

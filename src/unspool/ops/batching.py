@@ -14,7 +14,7 @@ from torch import Tensor
 from unspool.ops.arguments import ARRIVING, GIVEN, OPTIONS, SETTINGS, STATES, TRACE, WEIGHTS
 
 _LAYER = (*SETTINGS, *GIVEN, *OPTIONS)
-_ROWS = dict.fromkeys(("x", *STATES, *ARRIVING, *TRACE, "resets", "recurrent_mask"), 1) | {"lengths": 0}
+_ROWS = dict.fromkeys(("x", *STATES, *ARRIVING, *TRACE, *OPTIONS), 1) | {"lengths": 0}
 _OUTPUT_ROWS = 1
 
 Operator = Callable[..., Any]

@@ -27,13 +27,16 @@ def equations(layer: Layer) -> tuple[Tensor, ...]:
             if tensor is not None:
                 x = x + torch.where(never, tensor.sum(), 0)
     out, final = reference.infer(
-        reference.prepare(run.cell, layer.weights()),
+        reference.prepare(run.cell, layer.weights(), cell_clip=run.cell_clip or None),
         x,
         None if hidden is None else State(hidden, cell),
         lengths=run.lengths,
         resets=run.resets,
         reset_state=None if reset_hidden is None else State(reset_hidden, reset_cell),
         recurrent_mask=run.recurrent_mask,
+        zoneout=None
+        if run.zoneout_hidden is None and run.zoneout_cell is None
+        else State(run.zoneout_hidden, run.zoneout_cell),
     )
     return (out, final.hidden, final.cell) if run.cell is Cell.LSTM else (out, final.hidden)
 
@@ -97,13 +100,7 @@ def _grouped(layer: Layer, arriving: Sequence[Tensor | None], groups: int) -> An
         results = []
         for n in range(groups):
             span = slice(n * rows, (n + 1) * rows)
-            run = layer.run._replace(
-                lengths=None if layer.run.lengths is None else layer.run.lengths[span],
-                resets=None if layer.run.resets is None else layer.run.resets[:, span],
-                recurrent_mask=None
-                if layer.run.recurrent_mask is None
-                else layer.run.recurrent_mask[:, span],
-            )
+            run = layer.run.of_rows(span)
             part = [t[:, span] if place < states else t for place, t in zip(places, at, strict=True)]
             given: list[Tensor | None] = [None] * len(layer.given)
             for place, tensor in zip(places, part, strict=True):

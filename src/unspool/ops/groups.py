@@ -52,13 +52,8 @@ def _group(
         return None if tensor is None else tensor[:, span]
 
     run, first = layer.run, 1 + len(layer.states())
-    part = run._replace(
-        lengths=None if run.lengths is None else run.lengths[span],
-        resets=rows(run.resets),
-        recurrent_mask=rows(run.recurrent_mask),
-    )
     given = (*map(rows, layer.given[:first]), *layer.given[first:])
-    return Layer(part, given), Trace(*map(rows, trace)), [rows(d) for d in arriving]
+    return Layer(run.of_rows(span), given), Trace(*map(rows, trace)), [rows(d) for d in arriving]
 
 
 def _products(layer: Layer, trace: Trace, flow: Flow, d: int, groups: int) -> Weights:

@@ -308,10 +308,13 @@ def _under_autocast(name: str, key: str) -> Callable[..., Any]:
         layer = Layer.of(flat)
         dtype = layer.weights()[0].input.dtype
         given = tuple(None if tensor is None else tensor.to(dtype) for tensor in layer.given)
-        mask = layer.run.recurrent_mask
+        shares = (layer.run.recurrent_mask, layer.run.zoneout_hidden, layer.run.zoneout_cell)
+        mask, hidden, cell = (None if share is None else share.to(dtype) for share in shares)
         run = layer.run._replace(
-            recurrent_mask=None if mask is None else mask.to(dtype),
-            precision=precision_of(layer.weights()[0]),
+            recurrent_mask=mask,
+            zoneout_hidden=hidden,
+            zoneout_cell=cell,
+            precision=precision_of(layer.weights()[0]) if layer.run.is_plain else "float32",
         )
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return operator(*Layer(run, given).flat)

@@ -47,6 +47,9 @@ def _options(
         "resets": to(run.resets),
         "reset_state": _state(to, *states[2:]),
         "recurrent_mask": to(run.recurrent_mask),
+        "zoneout": None
+        if run.zoneout_hidden is None and run.zoneout_cell is None
+        else State(to(run.zoneout_hidden), to(run.zoneout_cell)),
     }
 
 
@@ -55,7 +58,11 @@ def prepare(layer: Layer) -> Running:
     first = layer.weights()[0].input
     kernels, to = kernels_for(layer.run.kernels, first), _to(layer.x)
     weights = [Weights(*map(to, w)) for w in layer.weights()]
-    return Running(kernels, kernels.prepare(layer.run.cell, weights, precision=layer.run.precision))
+    run = layer.run
+    return Running(
+        kernels,
+        kernels.prepare(run.cell, weights, cell_clip=run.cell_clip or None, precision=run.precision),
+    )
 
 
 def infer(running: Running, layer: Layer) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unspool.kernels.contract import State, Weights
 from unspool.ops import operators, running
-from unspool.ops.arguments import GIVEN, STATES, Layer, Run, flat_weights, is_traced
+from unspool.ops.arguments import GIVEN, OPTIONS, STATES, Layer, Run, flat_weights, is_traced
 
 LEAST = 16  # steps of a segment
 
@@ -51,10 +51,16 @@ def _cuts(steps: int) -> list[tuple[int, int]]:
 
 def _piece(it: Layer, first: int, last: int, state: State) -> Layer:
     """Steps first … last-1, from a state."""
-    lengths, resets = it.run.lengths, it.run.resets
+
+    def steps(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[first:last]
+
+    lengths = it.run.lengths
     run = it.run._replace(
         lengths=None if lengths is None else (lengths - first).clamp(0, last - first),
-        resets=None if resets is None else resets[first:last],
+        resets=steps(it.run.resets),
+        zoneout_hidden=steps(it.run.zoneout_hidden),
+        zoneout_cell=steps(it.run.zoneout_cell),
     )
     return Layer(run, (it.x[first:last], *state, *it.given[len(State._fields) + 1 :]))
 
@@ -107,7 +113,7 @@ class _Segments(torch.autograd.Function):
 
 
 def _options(tensors: tuple[Tensor | None, ...]) -> dict[str, Tensor | None]:
-    return dict(zip(("lengths", "resets", "recurrent_mask"), tensors, strict=True))
+    return dict(zip(OPTIONS, tensors, strict=True))
 
 
 def _backwards(it: Layer) -> Iterator[tuple[int, int]]:
