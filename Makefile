@@ -7,6 +7,7 @@
 #   make published   train the sentiment recipe on the benchmarks, five seeds each (an hour and more)
 #   make lab         run the laboratory by its protocols (half an hour)
 #   make page        build the local page; needs node 20.19 or newer
+#   make page-test   drive the built page in Chromium; screenshots go to build/page-shots
 #   make docs        run the guide's commands again and put in what they say (minutes)
 #   make bench       time the engine against torch, interleaved
 #   make soak        the verification tests, the long versions
@@ -24,7 +25,7 @@ LIVE ?= .venv-live
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILT := native/*.cpp native/*.h CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty gpu exchange-test clean lab docs page
+.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty gpu exchange-test clean lab docs page page-test
 
 demo: $(VENV)/demo-installed
 	$(BIN)/unspool train sentiment --output runs/demo --force
@@ -68,6 +69,11 @@ page/node_modules/installed: page/package.json page/package-lock.json
 	  echo "  Fix: install node 20.19 or newer (nodejs.org, or your system's packages) and run make page again."; exit 1; }
 	cd page && npm ci --silent
 	touch $@
+
+# Chromium is Debian's own; what is there already is used.
+page-test: page $(VENV)/dev-installed
+	@test -x "$${CHROMIUM:-/usr/bin/chromium}" || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+	cd page && UNSPOOL_PYTHON=$(abspath $(BIN))/python node --test test/
 
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/kernels.py
