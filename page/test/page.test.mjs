@@ -282,6 +282,39 @@ test("what is saved opens", async () => {
   await page.context().close();
 });
 
+test("one file: Sentence and Paths from the disk, with the numbers of the server's page and no request", async () => {
+  const place = mkdtempSync(join(tmpdir(), "unspool-file-"));
+  const file = join(place, "views.html");
+  execFileSync(PYTHON, ["-m", "unspool", "inspect", example("lstm"), TEXT, "--html", file, "--quiet"]);
+  const served = await visit("#/sentence?quantity=f");
+  await by(served, "heat").first().waitFor();
+  const expected = (await cell(served, { direction: 1, word: 5, unit: 7 })).said;
+  await served.context().close();
+
+  const context = await browser.newContext({ viewport: DESK });
+  const page = await context.newPage();
+  const asked = [];
+  page.on("console", (message) => message.type() === "error" && troubles.push(`one file: ${message.text()}`));
+  page.on("pageerror", (error) => troubles.push(`one file: ${error.message}`));
+  page.on("request", (request) => asked.push(request.url().slice(0, 100)));
+  await page.goto(`file://${file}#/sentence?quantity=f`);
+  await by(page, "heat").first().waitFor();
+  assert.equal((await cell(page, { direction: 1, word: 5, unit: 7 })).said, expected);
+  assert.equal(await by(page, "label").textContent(), "praise");
+  await page.screenshot({ path: join(SHOTS, "file-sentence.png"), fullPage: true });
+  await by(page, "nav-paths").click();
+  await by(page, "slider-scale").evaluate((slider) => {
+    slider.value = "2";
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+  });
+  await by(page, "verdict-rnn").getByText("explodes").waitFor();
+  await page.screenshot({ path: join(SHOTS, "file-paths.png"), fullPage: true });
+  assert.deepEqual(asked.filter((url) => !url.startsWith("data:") && !url.startsWith("file:///")), []);
+  assert.equal(asked.filter((url) => url.startsWith("file:")).length, 1);
+  await context.close();
+  rmSync(place, { recursive: true, force: true });
+});
+
 test("how fast it is, printed: forty words typed in two layers of 256, and 5,000 words scrolled", async () => {
   const place = mkdtempSync(join(tmpdir(), "unspool-large-"));
   execFileSync(PYTHON, [join(HERE, "large.py"), place, example("lstm")]);

@@ -1,0 +1,96 @@
+"""The Sentence and Paths views as one file that needs no server: the built page with its answers in it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from unspool.errors import ConfigError, InputError
+from unspool.page.answers import Answers
+from unspool.page.opened import Opened
+
+STATIC = Path(__file__).parent / "static"
+_SCALES = [k / 10 for k in range(21)]
+_KEEPS = [float(k) for k in range(-4, 9, 2)]
+_STEPS = 40
+_MOST_REACHED = 100  # words whose reach is kept
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+
+def html(opened: Opened, text: str, static: Path = STATIC) -> str:
+    """Write the page with what it says of one text.
+
+    Args:
+        opened: the model.
+        text: what it reads.
+        static: the built page.
+
+    Raises:
+        ConfigError: the page is not built.
+        InputError: a text without words, or one that is too long.
+    """
+    index = static / "index.html"
+    if not index.is_file():
+        raise ConfigError("the page is not built, so it cannot be written into a file.\n  Fix: make page.")
+    page = index.read_text(encoding="utf-8")
+    kept = json.dumps(_kept(opened, text), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    head = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+    # A script would run before the page below it is there: all of them go to its end.
+    scripts = [
+        (static / name).read_text(encoding="utf-8") for name in re.findall(r'src="\./(.*?\.js)"', page)
+    ]
+    styles = [
+        (static / name).read_text(encoding="utf-8") for name in re.findall(r'href="\./(.*?\.css)"', page)
+    ]
+    page = re.sub(r"\s*<(?:script[^>]*></script|link[^>]*)>", "", page)
+    style = "".join(f"<style>{text}</style>" for text in styles)
+    body = f'<script type="application/json" id="kept">{kept}</script>'
+    for script in scripts:
+        harmless = script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+        body += f'<script type="module">{harmless}</script>'
+    before, _, after = page.partition("</head>")
+    middle, _, end = after.partition("</body>")
+    return f"{before}{head}{style}</head>{middle}{body}</body>{end}"
+
+
+def _kept(opened: Opened, text: str) -> dict[str, Any]:
+    answers = Answers({"kept": opened}, {}, [], Path())
+    first = answers.ask("sentence", {"which": "kept", "text": text})
+    sentences = []
+    for layer in reversed(range(first["layers"])):  # the top one first: it is what the page asks for
+        for quantity in first["quantities"]:
+            given = {"layer": layer, "quantity": quantity["letter"]}
+            sentences.append([given, answers.ask("sentence", {"which": "kept", "text": text, **given})])
+    words = len(first["words"])
+    reach = [
+        [
+            {"at": at, "direction": d},
+            answers.ask("reach", {"which": "kept", "text": text, "at": at, "direction": d}),
+        ]
+        for at in reversed(range(max(0, words - _MOST_REACHED), words))
+        for d in range(len(first["maps"]))
+    ]
+    kept: dict[str, Any] = {
+        "things": [
+            [{}, {"things": [{"id": "kept", "title": opened.title}], "runs": [], "text": text, "limits": {}}]
+        ],
+        "model": [[{}, answers.ask("model", {"which": "kept"})]],
+        "sentence": sentences,
+        "reach": reach,
+        "paths": [
+            [given, answers.ask("paths", {**given, "steps": _STEPS})]
+            for given in ({"scale": scale, "keep": keep} for scale in _SCALES for keep in _KEEPS)
+        ],
+        "grid": {
+            "scale": {"low": _SCALES[0], "high": _SCALES[-1], "step": _SCALES[1] - _SCALES[0]},
+            "keep": {"low": _KEEPS[0], "high": _KEEPS[-1], "step": _KEEPS[1] - _KEEPS[0]},
+        },
+    }
+    try:
+        kept["contributions"] = [[{}, answers.ask("contributions", {"which": "kept", "text": text})]]
+    except InputError:
+        kept["contributions"] = []  # none of a language model, or of so long a text: the page leaves them out
+    return kept

@@ -1,0 +1,65 @@
+"""The page in one file: what is put in stays data, and without the built page it says how to build it."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unspool import introspect
+from unspool.errors import ConfigError
+from unspool.kernels.contract import Cell, Gate
+from unspool.model import Model
+from unspool.page import example, saved
+from unspool.page.opened import Opened
+
+BUILT = """<!doctype html>
+<html><head><title>unspool</title>
+<link rel="icon" href="./icon.svg" /><script type="module" crossorigin src="./assets/a.js"></script>
+<link rel="stylesheet" crossorigin href="./assets/a.css">
+</head><body><div id="page"></div></body></html>"""
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return example.train(Cell.LSTM, tmp_path_factory.mktemp("example"))
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "index.html").write_text(BUILT)
+    (tmp_path / "assets" / "a.js").write_text('const end = "</script>";')
+    (tmp_path / "assets" / "a.css").write_text("p{color:red}")
+    return tmp_path
+
+
+def test_the_file_holds_what_introspect_measures(network: Model, built: Path) -> None:
+    text = "the film was not good </script><script>alert(1)</script> ."
+
+    written = saved.html(Opened("a model", network, None, ""), text, built)
+
+    assert written.count("<script") == 2
+    assert written.count("</script") == 2
+    assert "<style>p{color:red}</style>" in written
+    assert "src=" not in written
+    assert "href=" not in written
+    found = re.search(r'id="kept">(.*?)</script>', written, re.DOTALL)
+    assert found is not None
+    kept = json.loads(found[1])
+    assert kept["things"][0][1]["text"] == text
+    forget = next(answer for given, answer in kept["sentence"] if given == {"layer": 0, "quantity": "f"})
+    recording = introspect.record(network, text)
+    for direction in (0, 1):
+        expected = recording.gate(Gate.FORGET, direction=direction)
+        np.testing.assert_allclose(forget["maps"][direction], expected, rtol=1e-6)
+    assert {cell["verdict"] for _, answer in kept["paths"] for cell in answer["cells"].values()} >= {
+        "vanishes",
+        "explodes",
+    }
+
+
+def test_a_page_that_is_not_built_is_said(network: Model, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="make page"):
+        saved.html(Opened("a model", network, None, ""), "good", tmp_path)
