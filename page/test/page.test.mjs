@@ -169,13 +169,16 @@ test("sentence: two texts compared, the changed word set off", async () => {
 test("sentence: a search finds the place that was planted", async () => {
   const page = await visit("#/sentence?quantity=f");
   await by(page, "heat").first().waitFor();
-  const { position } = await cell(page, { direction: 0, word: 3, unit: 5 });
+  const { position, said } = await cell(page, { direction: 0, word: 3, unit: 5 });
   await by(page, "heat").first().click({ position });
   // The text itself, among two that say nothing of the kind: the unit does there what it does here.
   await by(page, "corpus").fill(`it is\n${TEXT}\nthe`);
   await by(page, "find").click();
   await by(page, "found").waitFor();
-  assert.match(await by(page, "found").textContent(), /in 3 texts/);
+  const found = await by(page, "found").textContent();
+  assert.match(found, /in 3 texts/);
+  const bound = Number(Number(said.match(/= (\S+)$/)[1]).toPrecision(3));
+  assert.ok(found.includes(`${bound}`), `${said}, but: ${found}`);
   const marks = await page.locator("ol mark").allTextContents();
   assert.ok(marks.includes("not"), `marked: ${marks}`);
   await page.screenshot({ path: join(SHOTS, "sentence-search.png"), fullPage: true });
