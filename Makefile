@@ -1,7 +1,7 @@
 # The one task runner.  `make demo` and `make test` each work as the first and only command.
 #
 #   make demo        train a bidirectional LSTM on film reviews, and look inside it
-#   make test        everything that CI runs: format, lint, types, layers, all tests
+#   make test        everything that CI runs but for the page in a browser: format, lint, types, layers, all tests
 #   make check       the same without the slow tests
 #   make mutants     plant bugs in the kernels; each must fail the contract suite
 #   make published   train the sentiment recipe on the benchmarks, five seeds each (an hour and more)

@@ -277,6 +277,7 @@ def inspect(
     /,
     *,
     output: Output = None,
+    html: Annotated[Path | None, Parameter(name="--html")] = None,
     beam: Beam = 5,
     json: Json = False,
     no_color: Annotated[bool, Parameter(name="--no-color", negative="")] = False,
@@ -289,6 +290,7 @@ def inspect(
     unspool inspect runs/de-en/best "Ein Hund rennt." -o attention.html
     unspool inspect runs/lm/best "def main(" -o gates.html
     unspool inspect runs/tags/best "Time flies like an arrow ." -o gates.png
+    unspool inspect runs/demo/best "Not bad at all." --html views.html
 
     Of a language model it is what moved the next unit, and how hard each was to guess; of a tagger what moved
     the least certain label, and how likely each word's are.
@@ -301,6 +303,8 @@ def inspect(
         What it is to read; one that begins with a dash goes after `--`.
     output
         Also write FILE.html (a page), FILE.png (a picture) or FILE.safetensors (the numbers).
+    html
+        Also write the Sentence and Paths views of `unspool see`, to point and slide at, as one file.
     beam
         For a translator, how many hypotheses go on at a time; 1 is greedy search.
     json
@@ -319,6 +323,12 @@ def inspect(
             f"  Fix: end it in .html, .png or .safetensors."
         )
     task = task_of(model)
+    if html is not None:
+        from unspool.cli.see import write_views
+
+        write_views(html, model, text)
+        if not quiet:
+            streams.say(f"written: {html}")
     if task == TRANSLATION:
         if output is not None and output.suffix == ".png":
             raise ConfigError("inspect draws no picture of a translator yet.\n  Fix: end it in .html.")

@@ -6,10 +6,11 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
+from unspool import files
 from unspool.data.sources import cache_folder
-from unspool.errors import ConfigError, MissingExtra
+from unspool.errors import ConfigError, InputError, MissingExtra
 from unspool.page.answers import Answers
-from unspool.page.opened import of_path
+from unspool.page.opened import of_folder, of_path
 
 _HERE = ("127.0.0.1", "localhost", "::1")
 
@@ -34,6 +35,22 @@ def answer(answers: Answers, question: str, given: str) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise ConfigError(f"--given should be a JSON object.\n  Received: {given:.100}.")
     return answers.ask(question, arguments)
+
+
+def write_views(path: Path, folder: Path, text: str) -> None:
+    """Write the Sentence and Paths views of a model's reading of a text as one file."""
+    from unspool.page import saved
+
+    if path.suffix != ".html":
+        raise ConfigError(
+            f"the views are written as a page.\n  Received: {path}.\n  Fix: a name that ends in .html."
+        )
+    page = saved.html(of_folder(folder), text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_file(path, page.encode())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written.\n  Received: {error.strerror or error}.") from error
 
 
 def serve(answers: Answers, host: str, port: int, token: str | None, browser: bool) -> None:
