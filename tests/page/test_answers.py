@@ -9,14 +9,16 @@ import pytest
 import torch
 
 import networks
-from unspool import files, introspect, nn
+from unspool import LanguageModel, Tagger, files, introspect, language, nn, tagger, training
 from unspool.errors import InputError, ModelFileError
 from unspool.kernels.contract import Cell, Gate
 from unspool.model import Model
 from unspool.page import example, runs
 from unspool.page.answers import MOST_WORDS, Answers
-from unspool.page.opened import of_path
+from unspool.page.opened import Opened, of_path
 from unspool.page.paths import paths
+from unspool.recipes import language_model, tagging
+from unspool.vocabulary import Vocabulary
 
 TEXT = "the film was not good ."
 
@@ -207,6 +209,61 @@ def test_a_failure_report_opens_where_it_points(answers: Answers, tmp_path: Path
     opened, run = of_path(tmp_path / "fault.safetensors")
     assert opened["fault.safetensors"].fault is not None
     assert run == {}
+
+
+def the_tagger() -> Tagger:
+    torch.manual_seed(3)
+    known = Vocabulary.build([["the", "cat", "sat"]], lowercase=True)
+    letters = Vocabulary.build([list("abcdefghijklmnopqrstuvwxyz")], lowercase=False)
+    config = tagging.Config(num_layers=2, hidden_size=12, word_size=6, letter_size=5, letter_hidden_size=4)
+    network = tagging.Network(config, len(known), len(letters), 3, None)
+    cell = Cell(config.cell)
+    d = tagger.Description(tagger.TASK, ("A", "B", "C"), "none", "columns", "label", cell, 6, 5, 4, 12, 2)
+    return Tagger(d, known, letters, training.weights(network))
+
+
+def the_language_model() -> LanguageModel:
+    torch.manual_seed(3)
+    config = language_model.Config(num_layers=2, hidden_size=12, embedding_size=6)
+    known = Vocabulary.build([[chr(97 + i)] for i in range(26)], lowercase=False)
+    network = language_model.Network(config, len(known))
+    d = language.Description(language.TASK, "characters", Cell(config.cell), 6, 12, 2, 0)
+    return LanguageModel(d, known, training.weights(network))
+
+
+@pytest.mark.parametrize(
+    ("network", "kind"), [(the_tagger(), "tagger"), (the_language_model(), "language model")]
+)
+def test_taggers_and_language_models_are_shown_too(
+    network: Tagger | LanguageModel, kind: str, tmp_path: Path
+) -> None:
+    page = Answers({"it": Opened("it", network, None, "")}, {}, ["the dog sat"], tmp_path)
+    text = "the cat sat"
+    recording = introspect.record(network, text)
+    told = page.ask("model", {})
+    assert told["kind"] == kind
+    assert told["parameters"] > sum(layer["parameters"] for layer in told["layers"]) > 0
+    assert [layer["hidden_size"] for layer in told["layers"]] == [12, 12]
+    heat = page.ask("sentence", {"text": text, "quantity": "h"})
+    assert heat["words"] == list(recording.words)
+    np.testing.assert_allclose(
+        heat["maps"][-1], recording.hidden(direction=recording.directions - 1), rtol=1e-6
+    )
+    step = page.ask("step", {"text": text, "at": 1, "layer": 0})
+    np.testing.assert_allclose(step["hidden"], recording.hidden(layer=0)[1], rtol=1e-6)
+    z = np.array(step["gates"]["candidate"]["preactivation"])
+    np.testing.assert_allclose(np.tanh(z), step["gates"]["candidate"]["value"], atol=1e-5)
+    for name in ("contributions", "reach"):
+        assert len(page.ask(name, {"text": text})["words"]) == len(recording.words)
+    assert page.ask("search", {"text": text, "last": 0})["texts"] == 1
+    if isinstance(network, Tagger):
+        assert heat["prediction"]["labels"] == network.predict([text.split()])[0]
+    else:
+        logs, _ = network.run(network.encode([text]).tokens[0])
+        assert heat["prediction"]["score"] == pytest.approx(float(np.exp(logs[-1].max())), rel=1e-5)
+        np.testing.assert_allclose(heat["surprisal"][1:], network.surprisal(text), rtol=1e-6)
+    with pytest.raises(InputError, match="Fix:"):
+        page.ask("sentence", {"text": ""})
 
 
 def test_a_path_is_opened_with_the_runs_beside_it(cache: Path, tmp_path: Path) -> None:

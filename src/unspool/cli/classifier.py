@@ -14,6 +14,7 @@ from unspool.errors import ConfigError, DataError, InputError
 from unspool.kernels.contract import Cell
 from unspool.language import LanguageModel
 from unspool.model import Model
+from unspool.tagger import Tagger
 
 
 def own_examples(model: Path, labels: tuple[str, ...], quiet: bool) -> tuple[str, list[readers.Example]]:
@@ -79,7 +80,7 @@ def write_inspection(
     output: Path,
     recording: introspect.Recording,
     moved: introspect.Contributions,
-    model: Model | LanguageModel,
+    model: Model | LanguageModel | Tagger,
     text: str,
 ) -> None:
     """Write a recording of a model's reading of a text: a page, a picture or numbers, by its name."""
@@ -98,7 +99,7 @@ def write_inspection(
 
 
 def _flows(
-    model: Model | LanguageModel, text: str, recording: introspect.Recording
+    model: Model | LanguageModel | Tagger, text: str, recording: introspect.Recording
 ) -> list[introspect.GradientFlow]:
     """How far the gradient of the state at the last word that each direction reads reaches back."""
     units, flows = recording.hidden().shape[1], []

@@ -13,6 +13,7 @@ from unspool.introspect.recording import Recording, record
 from unspool.introspect.stack import Numbers
 from unspool.language import LanguageModel
 from unspool.model import Model
+from unspool.tagger import Tagger
 
 
 class Stretch(NamedTuple):
@@ -26,7 +27,7 @@ class Stretch(NamedTuple):
 
 
 def stretches(
-    model: Model | LanguageModel,
+    model: Model | LanguageModel | Tagger,
     texts: Iterable[str],
     take: Callable[[Recording], Numbers],
     unit: int,

@@ -14,6 +14,7 @@ from unspool.introspect.stack import Numbers
 from unspool.kernels.contract import Cell, Gate
 from unspool.language import LanguageModel
 from unspool.model import Model
+from unspool.tagger import Tagger
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ class Step:
 
 
 def one_step(
-    model: Model | LanguageModel, text: str, *, at: int, layer: int = -1, direction: int = 0
+    model: Model | LanguageModel | Tagger, text: str, *, at: int, layer: int = -1, direction: int = 0
 ) -> Step:
     """Take one step of a model's run over a text apart.
 
@@ -71,7 +72,7 @@ def one_step(
     at = stacks.check_step(at, len(tokens))
     stack = stacks.of(model)
     layer = stack.place(layer, direction)
-    ran = stack.forward(model.embed(model.encode([text]).tokens))
+    ran = stack.forward(stacks.entered(stack, model, text, None)[0])
     trace, weights = ran.traces[layer], stack.weights[layer][direction]
     h_prev = stack.before(ran, layer, direction)[at, 0]
     before = at - 1 if direction == 0 else at + 1

@@ -24,11 +24,13 @@ from unspool.page import example, runs
 from unspool.page import paths as small
 from unspool.page.opened import MOST_OPENED_BYTES, Network, Opened, of_folder, of_parts
 from unspool.page.quantities import CELL_NAMES, largest, panels_of, what_ran
+from unspool.tagger import Tagger
 
 MOST_WORDS = 10_000
 MOST_CHARACTERS = 200_000
 _CONTRIBUTION_STEPS = 64
 _MOST_ATTRIBUTED = 400  # words
+_KINDS = {Model: "classifier", LanguageModel: "language model", Tagger: "tagger"}
 
 
 class Argument(NamedTuple):
@@ -262,29 +264,27 @@ class Answers:
         network = opened.network
         assert network is not None
         d = network.description
-        directions = getattr(d, "directions", 1)
         layers = []
-        width = d.embedding_size
-        for k in range(d.num_layers):
-            gates = len(d.cell.gates)
-            per_gate = d.hidden_size * (width + d.hidden_size + 1)
-            extra = d.hidden_size if d.cell is Cell.GRU else 0
+        for k, weights in enumerate(network.weights):
+            gates, (rows, width), directions = d.cell.gates, weights[0].input.shape, len(weights)
+            hidden = rows // len(gates)
+            per_gate = hidden * (width + hidden + 1)
+            extra = hidden if d.cell is Cell.GRU else 0
             layers.append(
                 {
                     "layer": k,
                     "input_size": width,
-                    "hidden_size": d.hidden_size,
+                    "hidden_size": hidden,
                     "directions": directions,
-                    "gates": [gate.value for gate in d.cell.gates],
+                    "gates": [gate.value for gate in gates],
                     "parameters_per_gate": per_gate,
-                    "parameters": directions * (gates * per_gate + extra),
-                    "multiplications_a_step": directions * gates * d.hidden_size * (width + d.hidden_size),
-                    "state_bytes": 4 * directions * d.hidden_size * (2 if d.cell.has_cell_state else 1),
+                    "parameters": directions * (len(gates) * per_gate + extra),
+                    "multiplications_a_step": directions * len(gates) * hidden * (width + hidden),
+                    "state_bytes": 4 * directions * hidden * (2 if d.cell.has_cell_state else 1),
                 }
             )
-            width = directions * d.hidden_size
         return {
-            "kind": "language model" if isinstance(network, LanguageModel) else "classifier",
+            "kind": _KINDS[type(network)],
             "title": opened.title,
             "where": opened.where,
             "card": opened.card,
@@ -294,7 +294,7 @@ class Answers:
             "cell": CELL_NAMES[d.cell],
             "pooling": getattr(d, "pooling", None),
             "vocabulary": len(network.vocabulary),
-            "embedding_size": d.embedding_size,
+            "embedding_size": layers[0]["input_size"],
             "max_length": getattr(d, "max_length", None),
             "kernels": network.kernels.describe(),
             "parameters": opened.parameters,
@@ -419,21 +419,15 @@ class Answers:
         """The gradient of one word's top state, at all words."""
         network = self._network(which)
         _check_text(network, text)
-        encoded = network.encode([text])
-        at = len(encoded.tokens[0]) - 1 if at < 0 else at
-        d = network.description
-        d_output = np.zeros(getattr(d, "directions", 1) * d.hidden_size, np.float32)
-        d_output[direction * d.hidden_size : (direction + 1) * d.hidden_size] = 1
+        recording = introspect.record(network, text)
+        units = recording.hidden().shape[1]
+        d_output = np.zeros(recording.directions * units, np.float32)
+        d_output[direction * units : (direction + 1) * units] = 1
         flow = introspect.gradient_flow(
-            network,
-            network.embed(encoded.tokens),
-            at=at,
-            level=layer,
-            direction=direction,
-            d_output=d_output,
+            network, text, at=at, level=layer, direction=direction, d_output=d_output
         )
         return {
-            "words": introspect.record(network, text).words,
+            "words": recording.words,
             "at": flow.at,
             "hidden": flow.hidden,
             "cell": flow.cell,
@@ -524,6 +518,11 @@ def _prediction(network: Network, text: str) -> dict[str, Any]:
     """The answer to a text: a class, or of a language model what most likely follows."""
     if isinstance(network, Model):
         return network.predict([text])[0]
+    if isinstance(network, Tagger):
+        split = text.split()
+        (labels,) = network.predict([split])
+        at, moved = introspect.uncertain(network, text), introspect.contributions(network, text, steps=1)
+        return {"text": text, "label": f"{split[at]}: {moved.label}", "score": moved.score, "labels": labels}
     logs, _ = network.run(network.encode([text]).tokens[0])
     likeliest = int(logs[-1].argmax())
     word = network.vocabulary.tokens[likeliest]

@@ -8,19 +8,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unspool import files, introspect, language, model
+from unspool import files, introspect, language, model, tagger
 from unspool.errors import InputError, ModelFileError
 from unspool.introspect import Capture, Fault, Recording
 from unspool.kernels.contract import Trace
 from unspool.language import LanguageModel
 from unspool.model import Model
 from unspool.page.quantities import panels_of, what_ran
+from unspool.tagger import Tagger
 
-Network = Model | LanguageModel
+Network = Model | LanguageModel | Tagger
 
 MOST_OPENED_BYTES = 64 * 2**20
-_FOLDER = {model.CONFIG, model.VOCABULARY, language.MERGES, files.WEIGHTS, files.MARKER, model.CARD}
-_NOT_SHOWN = ("tagging", "parsing", "translation")
+_FOLDER = {
+    model.CONFIG,
+    model.VOCABULARY,
+    language.MERGES,
+    tagger.LETTERS,
+    files.WEIGHTS,
+    files.MARKER,
+    model.CARD,
+}
+_NOT_SHOWN = ("parsing", "translation")
 _MOST_CARD = 20_000  # characters
 _MOST_BESIDE = 200  # folders that are looked into
 
@@ -41,6 +50,8 @@ class Opened(NamedTuple):
         network, shapes = self.network, {}
         if isinstance(network, Model):
             shapes = model.shapes(network.description, len(network.vocabulary))
+        elif isinstance(network, Tagger):
+            shapes = tagger.shapes(network.description, len(network.vocabulary), len(network.letters))
         elif network is not None:
             shapes = language.shapes(network.description, len(network.vocabulary))
         return sum(math.prod(shape) for shape in shapes.values())
@@ -117,10 +128,11 @@ def of_folder(folder: Path, title: str = "") -> Opened:
     task = model.task_of(folder)
     if task in _NOT_SHOWN:
         raise ModelFileError(
-            f"the page shows classifiers of texts and language models.\n  Received: a model for {task}.\n"
+            f"the page shows classifiers, language models and taggers.\n  Received: a model for {task}.\n"
             f"  Fix: unspool inspect {folder} TEXT shows it in the terminal."
         )
-    network: Network = (LanguageModel if task == language.TASK else Model).load(folder)
+    kinds: dict[str, Any] = {language.TASK: LanguageModel, tagger.TASK: Tagger}
+    network: Network = kinds.get(task, Model).load(folder)
     card = folder / model.CARD
     said = card.read_text(encoding="utf-8", errors="replace")[:_MOST_CARD] if card.is_file() else None
     name = folder.resolve()
