@@ -117,7 +117,8 @@ def rows() -> Iterator[Row]:
     for name, built in (
         ("recurrent dropout", recurrent_dropout),
         ("layer norm", layer_norm),
-        ("zoneout", zoneout),
+        ("zoneout, masks given", zoneout),
+        ("zoneout, masks drawn", zoneout_drawn),
     ):
         yield Row(f"{name}, LSTM, T=64, B=32, I=H=256: training, beside plain training of ours", built)
     yield Row("resets at 3 % of steps, LSTM, T=128, B=16, H=128: forward and backward", resets)
@@ -306,6 +307,11 @@ def beside_plain(name: str, **options: Any) -> Ways:
     layers = {name: nn.LSTM(256, 256, **options), "plain": nn.LSTM(256, 256)}
     x, d_out = torch.randn(64, 32, 256, requires_grad=True), torch.randn(64, 32, 256)
     return {which: lambda layer=layer: layer(x)[0].backward(d_out) for which, layer in layers.items()}
+
+
+def zoneout_drawn() -> Ways:
+    """The layer, which draws masks at every call, against none."""
+    return beside_plain("with zoneout", zoneout=(0.05, 0.5))
 
 
 def zoneout() -> Ways:

@@ -538,3 +538,17 @@ def test_a_layer_that_recomputes_has_the_bits_of_one_that_keeps(chosen: str) -> 
         if n < 4:  # the output, the final state, dL/dx
             assert torch.equal(own, their)
         torch.testing.assert_close(own, their, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("chosen", [{"zoneout": 0.3}, {"cell_clip": 0.1}], ids=str)
+def test_an_option_set_on_a_layer_that_is_there_acts_in_a_small_call(chosen: dict[str, float]) -> None:
+    torch.manual_seed(1)
+    made = nn.LSTM(3, 4, **chosen).eval()
+    later = nn.LSTM(3, 4).eval()
+    later.load_state_dict(made.state_dict())
+    x = torch.randn(2, 1, 3)
+    before, _ = later(x)
+    for name, value in chosen.items():
+        setattr(later, name, value)
+    assert torch.equal(later(x)[0], made(x)[0])
+    assert not torch.equal(later(x)[0], before)

@@ -273,6 +273,8 @@ class _Recurrent(nn.Module):
             or self.recompute is not None
             or self.kernels == "reference"
             or (self.training and (self.recurrent_dropout or (self.dropout and self.num_layers > 1)))
+            or self.zoneout  # may be set on a layer that is there
+            or self.cell_clip
             or not self._small
             or not ops.is_ordinary()
         ):
