@@ -266,6 +266,19 @@ def test_taggers_and_language_models_are_shown_too(
         page.ask("sentence", {"text": ""})
 
 
+def test_a_long_text_is_refused_by_what_the_model_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Answers({"it": Opened("it", the_language_model(), None, "")}, {}, [], tmp_path)
+    assert len(page.ask("reach", {"text": "a" * 300})["words"]) == 300
+    with pytest.raises(InputError, match="too long to be shown"):
+        page.ask("sentence", {"text": "a" * (MOST_WORDS + 1)})  # one word, as many units as characters
+    monkeypatch.setattr("unspool.page.answers._MOST_NUMBERS", 120)
+    assert len(page.ask("sentence", {"text": "a" * 10})["words"]) == 10
+    with pytest.raises(InputError, match=r"too long for so many units(.|\n)*a text of 10 words"):
+        page.ask("sentence", {"text": "a" * 11})
+
+
 def test_a_path_is_opened_with_the_runs_beside_it(cache: Path, tmp_path: Path) -> None:
     run, *_ = (example.folder(cell, cache) for cell in (Cell.LSTM, Cell.GRU, Cell.RNN_TANH))
     for path in (run, run / "best"):

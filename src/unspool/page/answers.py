@@ -30,6 +30,7 @@ MOST_WORDS = 10_000
 MOST_CHARACTERS = 200_000
 _CONTRIBUTION_STEPS = 64
 _MOST_ATTRIBUTED = 400  # words
+_MOST_NUMBERS = 8_000_000  # of an answer: some 80 MB
 _KINDS = {Model: "classifier", LanguageModel: "language model", Tagger: "tagger"}
 
 
@@ -489,6 +490,13 @@ def _heat(recording: Recording, layer: int, quantity: str) -> dict[str, Any]:
     directions = [panels_of(recording, layer, d) for d in range(recording.directions)]
     k = _letter(directions[0], quantity)
     chosen = [panels[k] for panels in directions]
+    numbers = sum(panel.values.size for panel in chosen)
+    if numbers > _MOST_NUMBERS:
+        fitting = _MOST_NUMBERS * len(recording.words) // numbers
+        raise InputError(
+            f"the text is too long for so many units.\n  Received: {numbers:,} values of a gate.\n"
+            f"  Fix: {_MOST_NUMBERS:,} at the most: a text of {fitting:,} words."
+        )
     quantities = [panel.quantity._asdict() | {"signed": panel.signed} for panel in directions[0]]
     limit = max(largest(panel.values) for panel in chosen)
     return {
@@ -532,11 +540,17 @@ def _prediction(network: Network, text: str) -> dict[str, Any]:
 
 
 def _check_text(network: Network, text: str) -> None:
-    if len(text) > MOST_CHARACTERS or len(text.split()) > MOST_WORDS:
+    count = len(text) if len(text) > MOST_CHARACTERS or not text else len(_cut(network, text))
+    if count > MOST_WORDS:
         raise InputError(
-            f"the text is too long to be shown.\n  Received: {len(text.split()):,} words, {len(text):,} "
-            f"characters.\n  Fix: {MOST_WORDS:,} words and {MOST_CHARACTERS:,} characters at the most."
+            f"the text is too long to be shown.\n  Received: {count:,} units, {len(text):,} characters.\n"
+            f"  Fix: {MOST_WORDS:,} words, or units of a language model, and {MOST_CHARACTERS:,} characters "
+            f"at the most."
         )
+
+
+def _cut(network: Network, text: str) -> list[str]:
+    return network.cut(text) if isinstance(network, LanguageModel) else text.split()
 
 
 def _checked(name: str, argument: Argument, value: Any) -> Any:
