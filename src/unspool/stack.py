@@ -76,7 +76,6 @@ class Stack:
 
     Raises:
         InputError: weights whose shapes or dtypes do not fit each other or the layer below.
-        KernelsError: the kernel set does not run what a layer has: peepholes, or a clip.
     """
 
     def __init__(self, layers: Sequence[Layer], *, kernels: str = "auto") -> None:
@@ -226,11 +225,7 @@ def cell_named(cell: Cell | str) -> Cell:
 
 
 def prepare(kernels: Kernels, layer: Layer) -> Any:
-    """Hand a layer's weights to a kernel set.
-
-    Raises:
-        KernelsError: the set does not run peepholes, or a clip.
-    """
+    """Hand a layer's weights to a kernel set."""
     weights = [part.as_weights(layer.cell) for part in layer.directions]
     if layer.clip is None:
         return kernels.prepare(layer.cell, weights)

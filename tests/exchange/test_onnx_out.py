@@ -168,6 +168,9 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     ("build", "said"),
     [
         (lambda: torch.nn.LSTM(5, 6, proj_size=3), "proj_size"),
+        (lambda: nn.LSTM(5, 6, layer_norm=True), "layer_norm"),
+        (lambda: nn.LSTM(5, 6, zoneout=0.1), "zoneout"),
+        (lambda: nn.LSTM(5, 6, cell_clip=1.0), "cell_clip"),
         (lambda: torch.nn.LSTM(5, 6).double(), "float64"),
         (lambda: torch.nn.LSTM(5, 6).half(), "float16"),
         (lambda: torch.nn.Linear(5, 6), "Linear"),
@@ -207,3 +210,20 @@ def test_chaotic_layers_are_written_all_the_same(gain: int, tmp_path: Path) -> N
     with torch.no_grad():
         module.weight_hh_l0.normal_(0, gain / 8, generator=torch.Generator().manual_seed(0))
     assert exchange.to_onnx(module, tmp_path / "layers.onnx").largest_difference > 1e-6
+
+
+def test_peepholes_of_a_layer_are_written(tmp_path: Path) -> None:
+    layer = made("LSTM", nn, peephole=True, num_layers=2, bidirectional=True)
+    exchange.to_onnx(layer, tmp_path / "layer.onnx")
+    x, zeros = torch.randn(7, 3, 5), np.zeros((4, 3, 6), np.float32)
+    fed = {
+        "input": x.numpy(),
+        "sequence_lens": np.full(3, 7, np.int32),
+        "initial_h": zeros,
+        "initial_c": zeros,
+    }
+    (output, *_) = session(tmp_path / "layer.onnx").run(None, fed)
+    np.testing.assert_allclose(output, layer(x)[0].detach(), atol=1e-5)
+    with torch.no_grad():
+        layer.peephole_l1 *= -1
+    assert np.abs(output - layer(x)[0].detach().numpy()).max() > 1e-2

@@ -50,7 +50,6 @@ def from_onnx(path: str | os.PathLike[str], *, kernels: str = "auto") -> Stack |
     Raises:
         ModelFileError: the file is absent, not sound, leans on other files, or holds something else than
             layers that feed each other.  `OnnxBackend` runs whole graphs.
-        KernelsError: the kernel set does not run a layer's peepholes or clip; "reference" does.
         MissingExtra: onnx is not installed.
     """
     where = os.fspath(path)
