@@ -189,6 +189,11 @@ def _of_text(model: Model | LanguageModel | Tagger, text: str) -> Recording:
 
 def words_of(model: Model | LanguageModel | Tagger, text: str) -> tuple[str, ...]:
     """The words that the model reads of a text, of a language model its units; there must be one."""
+    if not isinstance(text, str):
+        raise InputError(
+            f"a text should be one str.\n  Received: {text!r:.60}.\n"
+            "  Fix: give one text; of a list of texts, one after the other."
+        )
     if isinstance(model, LanguageModel):
         if not text:
             raise InputError("there is no text.\n  Received: nothing to read.\n  Fix: give a sentence.")
