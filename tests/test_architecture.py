@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "unspool"
 PAGE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 WITH_TORCH = (
-    "nn.py",
+    *(f"nn/{name}.py" for name in ("__init__", "arriving", "recurrent", "step")),
     "swapping.py",
     *(
         f"ops/{name}.py"

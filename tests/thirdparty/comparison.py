@@ -22,26 +22,6 @@ ROUNDS = 7
 ROWS: list["Row"] = []
 
 
-def _by_hand(model: nn.Module) -> None:
-    """What `unspool.nn.swap` does, for as long as it is not there."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) in (nn.LSTM, nn.GRU, nn.RNN):
-                sizes = (child.input_size, child.hidden_size, child.num_layers, child.bias)
-                options = (child.batch_first, child.dropout, child.bidirectional)
-            elif type(child) in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
-                sizes, options = (child.input_size, child.hidden_size, child.bias), ()
-            else:
-                continue
-            ours = getattr(unspool.nn, type(child).__name__)(*sizes, *options).train(child.training)
-            for key, parameter in child.named_parameters():
-                setattr(ours, key, parameter)
-            setattr(parent, name, ours)
-
-
-swap = getattr(unspool.nn, "swap", _by_hand)
-
-
 class Row(NamedTuple):
     """What came of one comparison."""
 
@@ -61,7 +41,7 @@ class Row(NamedTuple):
 def swapped(model: nn.Module) -> nn.Module:
     """A copy of a model with our layers in the place of torch's."""
     ours = copy.deepcopy(model)
-    swap(ours)
+    unspool.nn.swap(ours)
     return ours
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from comparison import compare, furthest, keep, swap
+from comparison import compare, furthest, keep
 from gymnasium import ObservationWrapper, spaces
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -62,7 +62,7 @@ def test_learning() -> None:
     for ours in (False, True):
         learner = algorithm()
         if ours:
-            swap(learner.policy)
+            unspool.nn.swap(learner.policy)
         torch.manual_seed(1)  # making a layer draws its first weights
         started = time.perf_counter()
         learner.learn(1024)
