@@ -134,19 +134,27 @@ void renew_in_child() {
   renew();
 }
 
+// Before a thread of whoever's is used: a child must not look for it after a fork.
+void begin() {
+  std::call_once(once, [] {
+    renew();
+    pthread_atfork(nullptr, nullptr, renew_in_child);
+  });
+}
+
 }  // namespace
 
-void lend(Team team) { lent.store(team); }
+void lend(Team team) {
+  begin();
+  lent.store(team);
+}
 
 bool is_lent() { return lent.load() != nullptr; }
 
 void parallel(int64_t items, int threads, void (*body)(void*, int64_t), void* context, Stop& stop) {
   if (threads > items) threads = static_cast<int>(items);
   if (threads > 1) {
-    std::call_once(once, [] {
-      renew();
-      pthread_atfork(nullptr, nullptr, renew_in_child);
-    });
+    begin();
     if (pool->run(Job{body, context, items}, threads, stop)) return;
   }
   for (int64_t item = 0; item < items; ++item) body(context, item);

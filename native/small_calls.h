@@ -193,6 +193,7 @@ class SmallCalls {
       PyErr_Clear();
       return false;
     }
+    if (t.data == nullptr) return false;  // a tensor of zeros that has no numbers
     if (t.device.device_type != 1 || t.dtype.code != 2 || t.dtype.bits != 32 || t.dtype.lanes != 1) return false;
     int64_t count = 1;
     bool dense = true;

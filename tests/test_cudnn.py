@@ -5,6 +5,8 @@ What needs a GPU is in tests/gpu.
 """
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -187,6 +189,41 @@ def test_gradients_twice_and_in_batches(calls: list[Any]) -> None:
         with pytest.raises(RuntimeError, match="second time"):
             torch.autograd.grad(output, x, torch.ones_like(output))
     assert_close(*results)
+
+
+def test_a_second_derivative_is_of_the_call_that_was(calls: list[Any]) -> None:
+    """Whatever the layer became between the call and its gradient."""
+    torch.manual_seed(0)
+    layer = nn.LSTM(3, 5, 2, dropout=0.5).eval()
+    layer._small, x = (), torch.randn(7, 4, 3, requires_grad=True)
+    (want,) = torch.autograd.grad(layer(x)[0].square().sum(), x)
+    output, _ = layer(x)
+    layer.train().zoneout = 0.3
+    layer.cell_clip, layer.recompute = 0.01, "segments"
+    (got,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    assert calls
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_backward_frees_what_the_call_kept(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that is kept, to be summed up, keeps no weights."""
+    copies: list[Any] = []
+    in_one_block = ops.cudnn._in_one_block
+
+    def told(stack: Any, weights: Any) -> Any:
+        made = in_one_block(stack, weights)
+        copies.extend(weakref.ref(copy) for copy in made)
+        return made
+
+    monkeypatch.setattr(ops.cudnn, "_in_one_block", told)
+    layer = nn.GRU(3, 5)
+    layer._small = ()
+    loss = layer(torch.randn(4, 2, 3))[0].sum()
+    assert any(copy() is not None for copy in copies)
+    loss.backward()
+    gc.collect()
+    assert copies
+    assert all(copy() is None for copy in copies)
 
 
 def test_weights_stay_ordinary_parameters(calls: list[Any]) -> None:

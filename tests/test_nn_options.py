@@ -449,6 +449,14 @@ def test_zoneout_keeps_units_by_the_masks_of_torchs_seed(kernels: str) -> None:
     assert torch.equal(kept, shares[0].bool())
 
 
+def test_a_pair_of_no_zoneout_is_none() -> None:
+    layer = nn.LSTM(5, 8, zoneout=(0.0, 0.0))
+    assert layer.zoneout == 0
+    layer.stream()
+    with pytest.raises(ValueError, match="zoneout"):
+        layer.zoneout = (0.1, 2.0)
+
+
 def test_a_packed_batch_draws_the_zoneout_of_the_padded_one() -> None:
     torch.manual_seed(1)
     layer = nn.GRU(3, 5, 2, zoneout=0.4, bidirectional=True)

@@ -124,6 +124,9 @@ def test_a_derivative_of_the_gradient_and_a_capture_are_refused() -> None:
     x = torch.randn(20, 2, 3, requires_grad=True)
     with pytest.raises(RuntimeError, match="create_graph"):
         torch.autograd.grad(layer(x)[0].sum(), x, create_graph=True)
+    output, _ = layer(x)
+    with pytest.raises(RuntimeError, match="is_grads_batched"):
+        torch.autograd.grad(output, x, torch.ones(2, *output.shape), is_grads_batched=True)
     with pytest.raises(RuntimeError, match="recompute = None"), capture(layer):
         layer(x)
 

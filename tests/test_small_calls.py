@@ -257,6 +257,12 @@ def test_the_engine_itself_writes_nothing_where_sizes_do_not_fit() -> None:
     assert not any(sound[name].any() for name in ("out", "fh", "fc", "trace"))
 
 
+def test_zeros_without_numbers_are_refused_as_in_the_general_way() -> None:
+    layer, x = nn.LSTM(5, 8), torch._efficientzerotensor((3, 1, 5))
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        layer(x)
+
+
 def test_copies_and_pickles_go_on_the_short_way() -> None:
     layer, x = nn.GRU(3, 4), torch.randn(1, 1, 3)
     buffer = io.BytesIO()

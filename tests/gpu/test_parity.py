@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from unspool import nn
+from unspool import nn, ops
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(),
@@ -67,6 +67,20 @@ def _full_precision() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The calls that went to torch's own kernels."""
+    called: list[Any] = []
+    run = ops.cudnn.run
+
+    def told(stack: Any, *rest: Any) -> Any:
+        called.append(stack)
+        return run(stack, *rest)
+
+    monkeypatch.setattr(ops.cudnn, "run", told)
+    return called
+
+
 def _layer(kind: Any, options: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     return kind(INPUT, HIDDEN, **options)
@@ -106,22 +120,27 @@ def _compare(got: list[Tensor], wanted: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("case", _grid(), ids=_name)
 @pytest.mark.filterwarnings("error")  # cuDNN's word about weights in many blocks, too
-def test_the_grid(case: dict[str, Any]) -> None:
+def test_the_grid(case: dict[str, Any], calls: list[Any]) -> None:
     layer = _layer(case["kind"], case["options"])
     wanted = _results(layer, case, "cpu")
     got = _results(layer, case, "cuda")
     assert "cuDNN" in repr(layer)
+    assert len(calls) == 1
     _compare(got, wanted)
+    with torch.no_grad():
+        layer(torch.randn(STEPS, BATCH, INPUT, device="cuda"))
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("case", [case for case in _grid() if case["form"] == "padded"], ids=_name)
-def test_evaluation_has_gradients(case: dict[str, Any]) -> None:
+def test_evaluation_has_gradients(case: dict[str, Any], calls: list[Any]) -> None:
     layer = _layer(case["kind"], case["options"]).eval()
     _compare(_results(layer, case, "cuda"), _results(layer, case, "cpu"))
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
-def test_the_equations(kind: Any) -> None:
+def test_the_equations(kind: Any, calls: list[Any]) -> None:
     """What torch.nn lacks: resets and masks, on the GPU by the reference's equations."""
     case = {"kind": kind, "form": "padded", "options": {"bidirectional": True}}
     layer = _layer(kind, case["options"])
@@ -130,6 +149,7 @@ def test_the_equations(kind: Any) -> None:
     mask = torch.rand(2, BATCH, HIDDEN, generator=generator)
     wanted = _results(layer, case, "cpu", resets=resets, recurrent_mask=mask)
     _compare(_results(layer, case, "cuda", resets=resets.cuda(), recurrent_mask=mask.cuda()), wanted)
+    assert not calls
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
@@ -149,12 +169,13 @@ def test_cells(kind: Any) -> None:
     _compare(*map(list, zip(*((a.detach().cpu(), b.detach()) for a, b in pairs), strict=True)))
 
 
-def test_half_precision_is_cudnns() -> None:
+def test_half_precision_is_cudnns(calls: list[Any]) -> None:
     torch.manual_seed(0)
     layer, x = nn.LSTM(INPUT, HIDDEN), torch.randn(STEPS, BATCH, INPUT)
     wanted, _ = layer(x)
     got, _ = layer.cuda().half()(x.cuda().half())
     assert got.dtype == torch.float16
+    assert len(calls) == 1
     torch.testing.assert_close(got.float().cpu(), wanted, rtol=0, atol=5e-3)
 
 

@@ -215,6 +215,25 @@ def test_torchs_threads_are_shared_and_give_the_bits_of_own_ones(native: ModuleT
     assert in_a_new_process(layer + SHARED + textwrap.dedent(code)) == "works"
 
 
+@either
+def test_a_child_forked_before_the_engine_ran_has_own_threads(native: ModuleType, layer: str) -> None:
+    """Torch's team stands, and does not cross the fork, though the engine has not used it yet."""
+    pytest.importorskip("torch")
+    code = """
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        float(many.sum())
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            native.set_threads(3)
+            bits()
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    """
+    assert in_a_new_process(layer + SHARED + textwrap.dedent(code)) == "0"
+
+
 def test_own_threads_beside_torchs_where_they_are_asked_for(native: ModuleType) -> None:
     pytest.importorskip("torch")
     code = "import unspool.nn\nfrom unspool.kernels import native\nprint(native.pool())"

@@ -12,6 +12,8 @@ from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from torch import Tensor
 
+import unspool.nn
+
 
 class PositionsOnly(ObservationWrapper):  # type: ignore[type-arg]
     """Cart and pole without their velocities, which have to be remembered."""

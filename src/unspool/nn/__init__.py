@@ -2,8 +2,9 @@
 
 The same arguments in the same order with the same defaults, the same parameter names, shapes and
 initial values, the same state layout, exceptions and `PackedSequence`.  New in `forward`, by keyword
-only: `lengths`, `resets`, `recurrent_mask`; in the constructors `recurrent_dropout`, `layer_norm`, `zoneout`
-and, of the LSTM, `forget_bias`, `peephole`, `cell_clip`; and `trace`, every gate and state of a run.
+only: `lengths`, `resets`, `recurrent_mask`; in the constructors `recurrent_dropout`, `layer_norm`,
+`zoneout`, `recompute` and, of the LSTM, `forget_bias`, `peephole`, `cell_clip`; and `trace`, every gate and
+state of a run.
 
 What differs: the layers run unspool's kernels (`repr` says which), lengths may come in any order, on any
 device, zeros among them, gradients may be asked for in eval mode, and weights are ordinary parameters,

@@ -65,7 +65,6 @@ class Recurrent(nn.Module):
         super().__init__()
         check_construction(input_size, hidden_size, num_layers, bias, batch_first, dropout)
         check_options(hidden_size, layer_norm, proj_size, peephole, cell_clip)
-        check_zoneout(zoneout, cell)
         check_share("recurrent_dropout", recurrent_dropout)
         check_recompute(recompute, bidirectional)
         self.cell = cell
@@ -114,6 +113,16 @@ class Recurrent(nn.Module):
         self._names = [
             tuple(part + suffix for suffix in self._suffixes(k) for part in parts) for k in range(num_layers)
         ]
+
+    @property
+    def zoneout(self) -> float | tuple[float, float]:
+        """The share of units that keep their value; of an LSTM's h and c where they differ."""
+        return self._zoneout
+
+    @zoneout.setter
+    def zoneout(self, share: float | tuple[float, float]) -> None:
+        check_zoneout(share, self.cell)
+        self._zoneout = share[0] if isinstance(share, tuple) and share[0] == share[1] else share
 
     @property
     def _directions(self) -> int:
@@ -400,7 +409,7 @@ class Recurrent(nn.Module):
         """Run all layers over (T, B, I); a `kept` list takes their traces, and no gradients.
 
         `order` says which rows of the caller's batch these are.  With `given` weights, as `all_weights` lists
-        them, by the reference's equations.
+        them, by the reference's equations: the plain call that it was, whatever the layer has become since.
         """
         steps, batch, _ = x.shape
         directions = self._directions
@@ -410,7 +419,7 @@ class Recurrent(nn.Module):
         on_host = None if lengths is None else lengths.to("cpu", torch.int64)
         if given is None and self._is_cudnns(x, hx, on_host, resets, recurrent_mask, kept):
             return self._by_cudnn(x, hx, on_host)
-        seed = int(torch.randint(2**63 - 1, ())) if self.zoneout and self.training else None
+        seed = int(torch.randint(2**63 - 1, ())) if self.zoneout and self.training and given is None else None
         for k in range(self.num_layers):
             of_layer = slice(k * directions, (k + 1) * directions)
             hidden, cell = (
@@ -426,14 +435,14 @@ class Recurrent(nn.Module):
                 on_host,
                 resets,
                 mask,
-                *self._shares(seed, k, x, order),
-                self.tap,
+                *(self._shares(seed, k, x, order) if given is None else (None, None)),
+                self.tap if given is None else None,
                 k,
                 narrow,
-                self.cell_clip or 0.0,
+                (self.cell_clip or 0.0) if given is None else 0.0,
             )
             if kept is None:
-                way = ops.layer if self.recompute is None else ops.segmented
+                way = ops.layer if self.recompute is None or given is not None else ops.segmented
                 out, final_hidden, final_cell = way(run, x, hidden, cell, weights)
             else:
                 trace, (final_hidden, final_cell) = ops.trace(run, x, hidden, cell, weights)
@@ -443,7 +452,7 @@ class Recurrent(nn.Module):
             if final_cell is not None:
                 finals[1].append(final_cell)
             x = out.reshape(steps, batch, directions * self._output_size)
-            if self.dropout and self.training and k + 1 < self.num_layers:
+            if self.dropout and self.training and given is None and k + 1 < self.num_layers:
                 x = F.dropout(x, self.dropout)
         return x, tuple(torch.cat(parts) for parts in finals if parts)
 

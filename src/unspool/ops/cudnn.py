@@ -84,7 +84,7 @@ def run(
     given = (x, *(state or ()), *weights)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return _Cudnn.apply(stack, lengths, again, len(state or ()), *given)  # type: ignore[no-any-return, no-untyped-call]
-    return _by_torch(stack, x, state, weights, lengths, gradient=False)
+    return _by_torch(stack, x, state, _in_one_block(stack, weights), lengths, gradient=False)
 
 
 def _by_torch(
@@ -160,7 +160,6 @@ class _Cudnn(torch.autograd.Function):
     ) -> Results:
         ctx.stack, ctx.again, ctx.states = stack, again, states
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*given)
         asked = ctx.needs_input_grad[4:]
         copies = _in_one_block(stack, given[1 + states :])
         inside = [*(tensor.detach() for tensor in given[: 1 + states]), *copies]
@@ -175,13 +174,15 @@ class _Cudnn(torch.autograd.Function):
                 lengths,
                 gradient=True,
             )
-        ctx.inside, ctx.results = inside, results
+        ctx.save_for_backward(*given, *inside, *results)  # the graph between the last two goes with them
         return tuple(result.detach() for result in results)
 
     @staticmethod
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
-        given = ctx.saved_tensors  # raises where the graph was freed, or something was changed in place
+        saved = ctx.saved_tensors  # raises where the graph was freed, or something was changed in place
         asked = ctx.needs_input_grad[4:]
+        count = len(asked)
+        given, inside, results = saved[:count], saved[count : 2 * count], saved[2 * count :]
         derived = torch.is_grad_enabled() or batching.is_in_old_vmap(arriving) or not is_open(arriving)
         if derived and ctx.stack.dropout:
             raise RuntimeError(
@@ -194,8 +195,6 @@ class _Cudnn(torch.autograd.Function):
                 state = tuple(given[1 : 1 + ctx.states]) or None
                 results = ctx.again(given[0], state, given[1 + ctx.states :])
             inside = given
-        else:
-            results, inside = ctx.results, ctx.inside
         pairs = [(result, d) for result, d in zip(results, arriving, strict=True) if d is not None]
         wanted = [tensor for tensor, is_asked in zip(inside, asked, strict=True) if is_asked]
         found = iter(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unspool.kernels.contract import State, Weights
-from unspool.ops import operators, running
+from unspool.ops import batching, operators, running
 from unspool.ops.arguments import GIVEN, OPTIONS, STATES, Layer, Run, flat_weights, is_traced
 
 LEAST = 16  # steps of a segment
@@ -87,10 +87,16 @@ class _Segments(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None, *d_final: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
+        outside = (d_output, *d_final)
+        if (
+            torch.is_grad_enabled()
+            or batching.is_in_old_vmap(outside)
+            or operators.is_transformed()
+            or is_traced(outside)
+        ):
             raise RuntimeError(
-                "A layer that recomputes its segments has no derivative of its gradient\n"
-                "  Received: backward with create_graph=True.\n"
+                "A layer that recomputes its segments has no derivative of its gradient, and no mapped one\n"
+                "  Received: backward with create_graph=True, is_grads_batched=True or under torch.func.\n"
                 "  Fix: build the layer with recompute=None."
             )
         saved = ctx.saved_tensors
