@@ -2,9 +2,11 @@
 
     word ─┬─ word embedding ──────────────────────────┐
           ├─ pretrained vector ───────────────────────┤
+          ├─ shape: small or capital letters, digits ─┤
           └─ letters → layer in both directions, ends ┴→ layers in both directions
 
-Knows no label and no file of sentences; what is read off the top layer is `parser`'s.
+Knows no label and no file of sentences; what is read off the top layer is `tagger`'s
+and `parser`'s.
 
     T steps (words)   B sentences   N different words   S letters of a word   H hidden size
 """
@@ -23,6 +25,10 @@ from unspool.vocabulary import PAD, Vocabulary
 
 LETTERS = "letters.json"
 VECTORS = "vectors.json"
+
+SHAPES = ("none", "small", "capitals", "first", "mixed", "digits")
+"""How a word is written: none of the others, small letters alone, two or more capitals alone, a capital and
+then none, other capitals, digits without capitals or small letters alone."""
 
 _SHORT = 6  # letters: words of so many or fewer are read together
 _MOST = 1_000_000  # so that a hostile file cannot ask for tensors that fill the memory
@@ -68,6 +74,7 @@ class Encoded(NamedTuple):
     letters: Ints  # (N, S) of the different words, the longest first, PAD past each length
     letter_lengths: Ints  # (N,)
     spelled: Ints  # (B, T) which of the N words; 0 past each length
+    shapes: Ints  # (B, T) how the word is written, of SHAPES; 0 past each length
 
 
 class Reader:
@@ -82,11 +89,14 @@ class Reader:
         self._words: Floats = tensors["words.weight"]
         self._vectors: Floats = tensors["vectors.weight"]
         self._letters: Floats = tensors["letters.weight"]
-        prefixes = ["spelling.", *(f"layers.{k}." for k in range(sizes.num_layers))]
-        self._spelling, *self._layers = [
-            kernels.prepare(sizes.cell, serving.layer_weights(sizes.cell, 2, tensors, prefix))
-            for prefix in prefixes
+        self._shapes: Floats | None = tensors.get("shapes.weight")
+        self.weights = [
+            serving.layer_weights(sizes.cell, 2, tensors, f"layers.{k}.") for k in range(sizes.num_layers)
         ]
+        self.layers = [kernels.prepare(sizes.cell, weights) for weights in self.weights]
+        self._spelling = kernels.prepare(
+            sizes.cell, serving.layer_weights(sizes.cell, 2, tensors, "spelling.")
+        )
 
     def embed(self, encoded: Encoded) -> Floats:
         """What the first layer reads of each word: (T, B, E)."""
@@ -96,23 +106,27 @@ class Reader:
             _, final = self.kernels.infer(self._spelling, x, lengths=encoded.letter_lengths[words])
             ends.append(np.concatenate([final.hidden[0], final.hidden[1]], 1))
         spelled = np.concatenate(ends)
-        parts = self._words[encoded.words.T], self._vectors[encoded.vectors.T], spelled[encoded.spelled.T]
+        parts = [self._words[encoded.words.T], self._vectors[encoded.vectors.T], spelled[encoded.spelled.T]]
+        if self._shapes is not None:
+            parts.append(self._shapes[encoded.shapes.T])
         return np.concatenate(parts, 2)
 
     def read(self, encoded: Encoded) -> Floats:
         """The top layer's hidden states, both directions side by side: (T, B, 2·H)."""
-        x = self.embed(encoded)
-        for prepared in self._layers:
-            hidden, _ = self.kernels.infer(prepared, x, lengths=encoded.lengths)
-            x = serving.side_by_side(hidden)
-        return x
+        return serving.side_by_side(self.run(self.embed(encoded), encoded.lengths))
 
-    def traced(self, encoded: Encoded) -> list[Trace]:
-        """Run all layers and keep every layer's trace."""
-        x = self.embed(encoded)
+    def run(self, x: Floats, lengths: Ints) -> Floats:
+        """Run all layers over (T, B, E): the top layer's hidden states (T, B, 2, H)."""
+        for prepared in self.layers:
+            hidden, _ = self.kernels.infer(prepared, x, lengths=lengths)
+            x = serving.side_by_side(hidden)
+        return hidden  # type: ignore[no-any-return]
+
+    def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
+        """Run all layers over (T, B, E) and keep every layer's trace."""
         traces = []
-        for prepared in self._layers:
-            trace, _ = self.kernels.forward(prepared, x, lengths=encoded.lengths)
+        for prepared in self.layers:
+            trace, _ = self.kernels.forward(prepared, x, lengths=lengths)
             traces.append(trace)
             x = serving.side_by_side(trace.hidden)
         return traces
@@ -140,7 +154,24 @@ def encode(sentences: Sequence[Sequence[str]], tables: Tables) -> Encoded:
         table[np.arange(table.shape[1]) < letter_lengths[:, None]] = np.concatenate(spellings)
     if not len(table):
         table, letter_lengths = np.full((1, 0), PAD, np.int64), np.zeros(1, np.int64)
-    return Encoded(words, vectors, lengths, table, letter_lengths, spelled)
+    written = np.array([shape_of(word) for word in different] or [0], np.int64)
+    return Encoded(
+        words, vectors, lengths, table, letter_lengths, spelled, np.where(live, written[spelled], 0)
+    )
+
+
+def shape_of(word: str) -> int:
+    """How a word is written, as its place in SHAPES."""
+    capitals = sum(map(str.isupper, word))
+    if word.islower():
+        return 1
+    if word.isupper() and capitals > 1:
+        return 2
+    if capitals == 1 and word[0].isupper():
+        return 3
+    if capitals:
+        return 4
+    return 5 if any(map(str.isdigit, word)) else 0
 
 
 def stretches(lengths: Ints) -> Iterator[tuple[slice, int]]:
@@ -168,16 +199,24 @@ def _places(different: Mapping[str, int], table: Vocabulary, spelled: Ints, live
     return np.where(live, numbers[spelled] if len(numbers) else PAD, PAD)
 
 
-def shapes(sizes: Sizes, tables: Tables) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of the part that reads, by torch's key."""
+def shapes(sizes: Sizes, tables: Tables, shape_size: int = 0) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of the part that reads, by torch's key.
+
+    Args:
+        sizes: what the description says.
+        tables: what is known of words.
+        shape_size: numbers for how a word is written; 0: that is not read.
+    """
     expected: dict[str, tuple[int, ...]] = {
         "words.weight": (len(tables.words), sizes.word_size),
         "vectors.weight": (len(tables.vectors), sizes.vector_size),
         "letters.weight": (len(tables.letters), sizes.letter_size),
         **serving.layer_shapes(sizes.cell, 2, sizes.letter_size, sizes.letter_hidden_size, "spelling."),
     }
+    if shape_size:
+        expected["shapes.weight"] = (len(SHAPES), shape_size)
     for k in range(sizes.num_layers):
-        first = sizes.word_size + sizes.vector_size + 2 * sizes.letter_hidden_size
+        first = sizes.word_size + sizes.vector_size + 2 * sizes.letter_hidden_size + shape_size
         width = first if k == 0 else 2 * sizes.hidden_size
         expected |= serving.layer_shapes(sizes.cell, 2, width, sizes.hidden_size, f"layers.{k}.")
     return expected
@@ -187,10 +226,10 @@ def check_sizes(sizes: Sizes, *others: str) -> None:
     """Refuse sizes out of their range: ConfigError."""
     names = ("word_size", "letter_size", "letter_hidden_size", "hidden_size", "num_layers", *others)
     serving.in_range(sizes, dict.fromkeys(names, _MOST), {})
-    if not 0 <= sizes.vector_size <= _MOST:
-        raise ConfigError(
-            f"vector_size should lie between 0 and {_MOST:,}.\n  Received: {sizes.vector_size!r:.60}."
-        )
+    for name in ("vector_size", "shape_size"):
+        size = getattr(sizes, name, 0)  # a parser has no shape_size
+        if not 0 <= size <= _MOST:
+            raise ConfigError(f"{name} should lie between 0 and {_MOST:,}.\n  Received: {size!r:.60}.")
 
 
 def check(sentences: Sequence[Sequence[str]]) -> None:

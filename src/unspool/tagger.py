@@ -1,9 +1,11 @@
 """A trained tagger without torch: a label for every word of a sentence.
 
     word ─┬─ word embedding ──────────────────────────┐
+          ├─ pretrained vector ───────────────────────┤
           └─ letters → layer in both directions, ends ┴→ layers → emissions → CRF → labels
 
-The folder is that of `model`, with `letters.json` beside `vocab.json`.  Knows no training and no file of
+The folder is that of `model`, with `letters.json` and `vectors.json` (the words that have a pretrained
+vector) beside `vocab.json`.  Knows no training and no file of
 sentences; labels that mark spans are decoded as BIOES, in which no label can break its span, and handed
 out in the scheme of the training file.
 
@@ -13,27 +15,24 @@ out in the scheme of the training file.
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unspool import crf
 from unspool import model as serving
+from unspool import sentences as reading
 from unspool.data import schemes
 from unspool.errors import ConfigError, InputError
 from unspool.kernels import choose, load
 from unspool.kernels.contract import Cell, Kernels, Trace
 from unspool.model import Floats, Ints
-from unspool.sentences import stretches
-from unspool.vocabulary import PAD, Vocabulary
+from unspool.sentences import Encoded, Tables
 
-LETTERS = "letters.json"
 TASK = "tagging"
 SCHEMES = ("none", "iob1", "iob2", "bioes")
 FORMATS = ("conllu", "columns")
-
-_MOST = 1_000_000  # so that a hostile file cannot ask for tensors that fill the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +50,16 @@ class Description:
     column: str  # of CoNLL-U: upos, xpos, feats, …; columns: label
     cell: Cell
     word_size: int
+    vector_size: int  # of the pretrained vectors; 0: none
+    shape_size: int  # numbers for how a word is written; 0: that is not read
     letter_size: int
     letter_hidden_size: int
     hidden_size: int
     num_layers: int
 
     def __post_init__(self) -> None:
-        serving.in_range(
-            self,
-            dict.fromkeys(
-                ("word_size", "letter_size", "letter_hidden_size", "hidden_size", "num_layers"), _MOST
-            ),
-            {"task": (TASK,), "scheme": SCHEMES, "format": FORMATS},
-        )
+        reading.check_sizes(self)
+        serving.in_range(self, {}, {"task": (TASK,), "scheme": SCHEMES, "format": FORMATS})
         sound = all(map(serving.printable, self.labels)) and len(set(self.labels)) == len(self.labels)
         if not sound or not self.labels:
             raise ConfigError(
@@ -84,16 +80,6 @@ class Description:
         return serving.described(cls, config)
 
 
-class Encoded(NamedTuple):
-    """Sentences as numbers; each different word is spelled once."""
-
-    words: Ints  # (B, T) word numbers, PAD past each length
-    lengths: Ints  # (B,)
-    letters: Ints  # (N, S) of the different words, the longest first, PAD past each length
-    letter_lengths: Ints  # (N,)
-    spelled: Ints  # (B, T) which of the N words; 0 past each length
-
-
 class Tagger:
     """A trained tagger, served with NumPy and the kernels alone.
 
@@ -108,8 +94,7 @@ class Tagger:
     def __init__(
         self,
         description: Description,
-        vocabulary: Vocabulary,
-        letters: Vocabulary,
+        tables: Tables,
         tensors: Mapping[str, NDArray[Any]],
         *,
         kernels: str = "auto",
@@ -118,7 +103,7 @@ class Tagger:
 
         Args:
             description: what the network is.
-            vocabulary, letters: which words and letters it knows.
+            tables: which words and letters it knows.
             tensors: every parameter by torch's key, as `shapes` lists them.
             kernels: "auto", "native" or "reference".
 
@@ -126,20 +111,18 @@ class Tagger:
             InputError: a tensor is absent, too many, of another shape or dtype.
         """
         d = description
-        serving.check_tensors(shapes(d, len(vocabulary), len(letters)), tensors)
+        serving.check_tensors(shapes(d, tables), tensors)
         self.description = description
-        self.vocabulary = vocabulary
-        self.letters = letters
+        self.tables = tables
         self.kernels: Kernels = choose("float32") if kernels == "auto" else load(kernels)
+        self.reader = reading.Reader(d, tables, tensors, self.kernels)
+        self.weights, self.layers = self.reader.weights, self.reader.layers
         self._tensors = tensors
-        self._spelling = self.kernels.prepare(d.cell, serving.layer_weights(d.cell, 2, tensors, "spelling."))
-        self.weights = [
-            serving.layer_weights(d.cell, 2, tensors, f"layers.{k}.") for k in range(d.num_layers)
-        ]
-        self.layers = [self.kernels.prepare(d.cell, weights) for weights in self.weights]
         self.label_weights: Floats = tensors["emissions.weight"]  # (K, 2·H)
         self.chain = crf.Chain(tensors["transitions"], tensors["start"], tensors["end"])
-        self._decoded = constrained(self.chain, d.labels) if d.scheme != "none" else self.chain
+        self._decoded = self.chain
+        if d.scheme != "none":
+            self._decoded = constrained(self.chain, d.labels, float(tensors["outside"][0]))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, kernels: str = "auto") -> "Tagger":
@@ -151,18 +134,18 @@ class Tagger:
         return serving.read_model(
             folder,
             Description.from_config,
-            (serving.VOCABULARY, LETTERS),
-            lambda description, tables, tensors: cls(
-                description, tables[0], tables[1], tensors, kernels=kernels
-            ),
+            (serving.VOCABULARY, reading.LETTERS, reading.VECTORS),
+            lambda description, tables, tensors: cls(description, Tables(*tables), tensors, kernels=kernels),
         )
 
     def __repr__(self) -> str:
         d = self.description
         return (
-            f"Tagger({len(d.labels)} labels, {len(self.vocabulary)} words × {d.word_size}, letters "
-            f"{d.letter_hidden_size} a direction, {d.num_layers} × {d.cell.value} of {d.hidden_size} in two "
-            f"directions, CRF, kernels={self.kernels.describe()})"
+            f"Tagger({len(d.labels)} labels, {len(self.tables.words)} words × {d.word_size}, "
+            f"{len(self.tables.vectors)} vectors × {d.vector_size}, "
+            f"letters {d.letter_hidden_size} a direction, "
+            f"{d.num_layers} × {d.cell.value} of {d.hidden_size} in two directions, CRF, "
+            f"kernels={self.kernels.describe()})"
         )
 
     def encode(self, sentences: Sequence[Sequence[str]]) -> Encoded:
@@ -171,7 +154,7 @@ class Tagger:
         Raises:
             InputError: not a list of lists of words.
         """
-        return encode(sentences, self.vocabulary, self.letters)
+        return reading.encode(sentences, self.tables)
 
     def emissions(self, encoded: Encoded) -> Floats:
         """Score every label for every word: (T, B, K)."""
@@ -179,24 +162,15 @@ class Tagger:
 
     def embed(self, encoded: Encoded) -> Floats:
         """What the first layer reads of each word: (T, B, E)."""
-        words = self._tensors["words.weight"][encoded.words.T]
-        return np.concatenate([words, self._spell(encoded)[encoded.spelled.T]], 2)
+        return self.reader.embed(encoded)
 
     def run(self, x: Floats, lengths: Ints) -> Floats:
         """Run all layers over (T, B, E): the top layer's hidden states (T, B, 2, H)."""
-        for prepared in self.layers:
-            hidden, _ = self.kernels.infer(prepared, x, lengths=lengths)
-            x = serving.side_by_side(hidden)
-        return hidden  # type: ignore[no-any-return]
+        return self.reader.run(x, lengths)
 
     def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
         """Run all layers over (T, B, E) and keep every layer's trace."""
-        traces = []
-        for prepared in self.layers:
-            trace, _ = self.kernels.forward(prepared, x, lengths=lengths)
-            traces.append(trace)
-            x = serving.side_by_side(trace.hidden)
-        return traces
+        return self.reader.traced(x, lengths)
 
     def read_out(self, hidden: Floats) -> Floats:
         """The emissions, (T, B, K), of the top layer's hidden states."""
@@ -225,7 +199,7 @@ class Tagger:
         """
         if batch_size < 1:
             raise InputError(f"batch_size should be 1 or more.\n  Received: {batch_size}.")
-        _check_sentences(sentences)
+        reading.check(sentences)
         answers: list[list[str]] = [[] for _ in sentences]
         order = np.argsort([-len(sentence) for sentence in sentences], kind="stable")
         for at in range(0, len(order), batch_size):
@@ -244,45 +218,18 @@ class Tagger:
             return labels
         return schemes.labels_of(schemes.spans(labels), len(labels), d.scheme)  # type: ignore[arg-type]
 
-    def _spell(self, encoded: Encoded) -> Floats:
-        """The N words by their letters: the last state of each direction, side by side, (N, 2·H)."""
-        ends = []
-        for words, longest in stretches(encoded.letter_lengths):
-            x = np.ascontiguousarray(self._tensors["letters.weight"][encoded.letters[words, :longest].T])
-            _, final = self.kernels.infer(self._spelling, x, lengths=encoded.letter_lengths[words])
-            ends.append(np.concatenate([final.hidden[0], final.hidden[1]], 1))
-        return np.concatenate(ends)
 
+def constrained(chain: crf.Chain, labels: Sequence[str], outside: float = 0.0) -> crf.Chain:
+    """The chain that spans are decoded with.
 
-def encode(sentences: Sequence[Sequence[str]], vocabulary: Vocabulary, letters: Vocabulary) -> Encoded:
-    """Turn sentences into padded numbers.
-
-    Raises:
-        InputError: not a list of lists of words.
+    Forbids what BIOES forbids: a span that begins without B or S, changes its kind, or is left open; and
+    takes `outside` from the score of each word's standing outside of all spans.
     """
-    _check_sentences(sentences)
-    found = sorted(dict.fromkeys(w for s in sentences for w in s), key=len, reverse=True)
-    different = {word: n for n, word in enumerate(found)}
-    lengths = np.array([len(sentence) for sentence in sentences], np.int64)
-    shape = (len(sentences), int(lengths.max(initial=0)))
-    spelled = np.zeros(shape, np.int64)
-    spelled[np.arange(shape[1]) < lengths[:, None]] = [different[w] for s in sentences for w in s]
-    known = vocabulary.encode([w.lower() if vocabulary.lowercase else w for w in different])
-    words = np.where(np.arange(shape[1]) < lengths[:, None], known[spelled] if len(known) else PAD, PAD)
-    spellings = [letters.encode(word) for word in different]
-    letter_lengths = np.array([len(s) for s in spellings], np.int64)
-    table = np.full((len(spellings), int(letter_lengths.max(initial=0))), PAD, np.int64)
-    if spellings:
-        table[np.arange(table.shape[1]) < letter_lengths[:, None]] = np.concatenate(spellings)
-    if not len(table):
-        table, letter_lengths = np.full((1, 0), PAD, np.int64), np.zeros(1, np.int64)
-    return Encoded(words, lengths, table, letter_lengths, spelled)
-
-
-def constrained(chain: crf.Chain, labels: Sequence[str]) -> crf.Chain:
-    """Forbid what BIOES forbids: a span that begins without B or S, changes its kind, or is left open."""
     never = np.float32(-np.inf)
     transitions, start, end = (np.array(part, np.float32) for part in chain)
+    for j in [j for j, label in enumerate(labels) if label == schemes.OUTSIDE]:
+        start[j] -= np.float32(outside)
+        transitions[:, j] -= np.float32(outside)
     for j, label in enumerate(labels):
         if not schemes.may_follow("", label):
             start[j] = never
@@ -294,32 +241,15 @@ def constrained(chain: crf.Chain, labels: Sequence[str]) -> crf.Chain:
     return crf.Chain(transitions, start, end)
 
 
-def shapes(description: Description, words: int, letters: int) -> dict[str, tuple[int, ...]]:
+def shapes(description: Description, tables: Tables) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter, by torch's key."""
     d, labels = description, len(description.labels)
-    expected: dict[str, tuple[int, ...]] = {
-        "words.weight": (words, d.word_size),
-        "letters.weight": (letters, d.letter_size),
-        **serving.layer_shapes(d.cell, 2, d.letter_size, d.letter_hidden_size, "spelling."),
-    }
-    for k in range(d.num_layers):
-        width = d.word_size + 2 * d.letter_hidden_size if k == 0 else 2 * d.hidden_size
-        expected |= serving.layer_shapes(d.cell, 2, width, d.hidden_size, f"layers.{k}.")
     return {
-        **expected,
+        **reading.shapes(d, tables, d.shape_size),
         "emissions.weight": (labels, 2 * d.hidden_size),
         "emissions.bias": (labels,),
         "transitions": (labels, labels),
         "start": (labels,),
         "end": (labels,),
+        "outside": (1,),
     }
-
-
-def _check_sentences(sentences: Sequence[Sequence[str]]) -> None:
-    for sentence in [sentences] if isinstance(sentences, str) else sentences:
-        if isinstance(sentence, str) or not all(isinstance(word, str) for word in sentence):
-            raise InputError(
-                f"the input should be a list of sentences, each a list of words.\n"
-                f"  Received: {sentence!r:.60} among them.\n"
-                f'  Fix: predict([["Time", "flies", "."]]); a text is cut into words by its user.'
-            )

@@ -10,7 +10,8 @@ from unspool import Tagger, crf, introspect, tagger, training
 from unspool.errors import InputError
 from unspool.kernels.contract import Cell, Gate
 from unspool.model import side_by_side
-from unspool.recipes import tagging
+from unspool.recipes import reader, tagging
+from unspool.sentences import Tables
 from unspool.vocabulary import Vocabulary
 
 TEXT = "the cat Sat on thé mat"
@@ -25,16 +26,17 @@ def model() -> Tagger:
     config = tagging.Config(
         num_layers=2, hidden_size=12, word_size=6, letter_size=5, letter_hidden_size=4, cell="lstm"
     )
-    network = tagging.Network(config, len(words), len(letters), 4, None)
+    tables = Tables(words, letters, Vocabulary.build([], lowercase=True))
+    network = tagging.Network(config, reader.Words(tables, np.zeros((2, 0), np.float32)), 4)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter *= 2
         for part in network.chain:
             part += torch.randn_like(part)
     d = tagger.Description(
-        tagger.TASK, ("A", "B", "C", "D"), "none", "columns", "label", Cell.LSTM, 6, 5, 4, 12, 2
+        tagger.TASK, ("A", "B", "C", "D"), "none", "columns", "label", Cell.LSTM, 6, 0, 8, 5, 4, 12, 2
     )
-    return Tagger(d, words, letters, training.weights(network))
+    return Tagger(d, tables, training.weights(network))
 
 
 def margin(model: Tagger, x: np.ndarray, at: int, label: int, rival: int) -> float:
@@ -81,11 +83,11 @@ def test_the_other_words_move_a_label_through_the_chain_alone_too(model: Tagger)
             forgets = array.reshape(4, -1).copy()
             forgets[1] = -50
             tensors[name] = forgets.reshape(-1)
-    without = Tagger(model.description, model.vocabulary, model.letters, tensors)
+    without = Tagger(model.description, model.tables, tensors)
     values = introspect.contributions(without, TEXT, at=2).values
     assert (abs(values) > 1e-5).all()
     loose = {**tensors, "transitions": np.zeros((4, 4), np.float32)}
-    without = Tagger(model.description, model.vocabulary, model.letters, loose)
+    without = Tagger(model.description, model.tables, loose)
     values = introspect.contributions(without, TEXT, at=2).values
     assert list(np.flatnonzero(abs(values) > 1e-5)) == [2]
 

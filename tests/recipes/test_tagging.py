@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from unspool import Tagger, crf, tagger
+from unspool import Tagger, crf, sentences, tagger
 from unspool.data import batches, conll
 from unspool.errors import ConfigError, DataError, InputError, ModelFileError
-from unspool.recipes import tagging
+from unspool.recipes import reader, tagging
 from unspool.recipes.outcome import Outcome
 
 SMALL = {
@@ -87,17 +87,16 @@ def test_with_and_without_torch_the_scores_are_the_same(outcome: Outcome, files_
     sentences = [s.words for s in conll.read(files_of_names / "test.tsv")] + [(), ("Rome",), LONG]
     d = served.description
     config = tagging.Config(train=files_of_names / "train.tsv", **SMALL)
-    network = tagging.Network(config, len(served.vocabulary), len(served.letters), len(d.labels))
+    network = tagging.Network(
+        config, reader.Words(served.tables, served._tensors["vectors.weight"]), len(d.labels)
+    )
     network.load_state_dict(
         {name: torch.from_numpy(np.array(array)) for name, array in served._tensors.items()}
     )
     network.eval()
     encoded = served.encode(sentences)
-    share = tagging.Share(
-        *(torch.from_numpy(part) for part in encoded), labels=torch.from_numpy(encoded.words * 0)
-    )
     with torch.no_grad():
-        emissions, _ = network(share, score=False)
+        emissions, _ = network(reader.Given(*(torch.from_numpy(part) for part in encoded)), None)
     live = np.arange(encoded.words.shape[1])[:, None] < encoded.lengths
     np.testing.assert_allclose(served.emissions(encoded)[live], emissions.numpy()[live], atol=1e-5, rtol=1e-5)
 
@@ -106,16 +105,14 @@ def test_ours_and_torchs_layers_are_the_same_network(files_of_names: Path) -> No
     config = tagging.Config(train=files_of_names / "train.tsv", **SMALL)
     sentences = conll.read(files_of_names / "dev.tsv")
     labels = tagging.label_set(sentences, "dev")
-    words, letters, _ = tagging.build_vocabulary(config, sentences)
+    words = reader.known(config, sentences)
     data = tagging.numbered(sentences, labels)
-    share = tagging.share_of(data, np.arange(len(sentences)), words, letters)
+    share = tagging.share_of(data, np.arange(len(sentences)), words.tables)
     results = []
     for layers in ("unspool", "torch"):
         torch.manual_seed(0)
-        network = tagging.Network(
-            dataclasses.replace(config, layers=layers), len(words), len(letters), len(labels.names)
-        )
-        _, likelihood = network(share)
+        network = tagging.Network(dataclasses.replace(config, layers=layers), words, len(labels.names))
+        _, likelihood = network(share.given, share.labels)
         likelihood.sum().backward()
         results.append({name: p.grad for name, p in network.named_parameters()} | {"": likelihood})
     for name, ours in results[0].items():
@@ -180,6 +177,7 @@ def test_parts_of_speech_are_learned_from_conllu_and_put_back(tmp_path: Path) ->
         ({"dev": Path("x")}, "option dev"),
         ({"column": "id"}, "option column"),
         ({"hidden_size": 0}, "option hidden_size"),
+        ({"shape_size": -1}, "option shape_size"),
         ({"word_dropout": 1.0}, "option word_dropout"),
         ({"layers": "torch", "recurrent_dropout": 0.1}, "option recurrent_dropout"),
     ],
@@ -233,11 +231,111 @@ def test_what_is_no_list_of_sentences_is_refused(outcome: Outcome) -> None:
 def test_shares_of_a_batch_are_padded_as_the_whole_batch(files_of_names: Path) -> None:
     sentences = conll.read(files_of_names / "train.tsv")
     labels = tagging.label_set(sentences, "train")
-    words, letters, _ = tagging.build_vocabulary(tagging.Config(**SMALL), sentences)  # type: ignore[arg-type]
+    tables = reader.known(tagging.Config(**SMALL), sentences).tables  # type: ignore[arg-type]
     data = tagging.numbered(sentences, labels)
     rows = batches.bucketed(data.lengths, 16, seed=1, epoch=1)[0]
-    whole = tagging._of_batch(data, rows, 0, len(rows), words, letters)
+    steps = int(data.lengths[rows].max())
+    whole = tagging.share_of(data, rows, tables)
     for first, stop in ((0, 5), (5, 16), (3, 3)):
-        part = tagging._of_batch(data, rows, first, stop, words, letters)
-        assert torch.equal(part.words, whole.words[first:stop])
+        part = tagging.share_of(data, rows[first:stop], tables, steps)
         assert torch.equal(part.labels, whole.labels[first:stop])
+        for name in ("words", "vectors", "shapes", "lengths"):
+            assert torch.equal(getattr(part.given, name), getattr(whole.given, name)[first:stop])
+
+
+def test_how_a_word_is_written_is_read_where_nothing_else_tells(tmp_path: Path) -> None:
+    """No word comes twice, and no letter of the test part stands in training: only capitals say the label."""
+    draw = random.Random(4)
+    learned, met = (
+        ["".join(word) for word in itertools.product(letters, repeat=4)] for letters in ("abcde", "vwxyz")
+    )
+    for name, words in (("train", draw.sample(learned, 300)), ("test", draw.sample(met, 60))):
+        lines = [f"{word.capitalize()}\tA\n" if n % 2 else f"{word}\tB\n" for n, word in enumerate(words)]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(lines))
+    small = {**SMALL, "min_count": 2}
+    for size in (0, 8):
+        config = tagging.Config(
+            train=tmp_path / "train.tsv", test=tmp_path / "test.tsv", shape_size=size, **small
+        )
+        options = tagging.Options(epochs=4, batch_size=8, learning_rate=0.02, warmup_steps=0, quiet=True)
+        found = tagging.train(config, options, tmp_path / f"run-{size}")
+        assert found is not None
+        assert (found.measured.value > 0.9) == (size > 0)
+        assert Tagger.load(found.best).description.shape_size == size
+
+
+def test_words_are_sorted_by_how_they_are_written() -> None:
+    expected = {
+        "none": ["", "...", "漢字"],
+        "small": ["cat", "don't", "b2b"],
+        "capitals": ["NATO", "U.S."],
+        "first": ["Rome", "I", "B2b"],
+        "mixed": ["iPhone", "McDonald", "@USAirways"],
+        "digits": ["1984", "3.14"],
+    }
+    for name, words in expected.items():
+        assert {sentences.SHAPES[sentences.shape_of(word)] for word in words} == {name}, name
+
+
+def test_a_tagger_written_before_shapes_were_read_is_refused(outcome: Outcome) -> None:
+    written = Tagger.load(outcome.best).description.as_config()
+    assert tagger.Description.from_config(written).as_config() == written
+    del written["shape_size"]
+    with pytest.raises(ConfigError, match=r"other fields.*\n.*\n.*shape_size"):
+        tagger.Description.from_config(written)
+
+
+def test_what_is_taken_from_the_outside_is_taken_at_every_word(outcome: Outcome) -> None:
+    served = Tagger.load(outcome.best)
+    labels = served.description.labels
+    rng = np.random.default_rng(1)
+    emissions = rng.normal(scale=2, size=(9, 50, len(labels))).astype(np.float32)
+    lower = emissions - np.float32(1.5) * (np.array(labels) == "O")
+    lengths = rng.integers(0, 10, 50)
+    plain, taken = (tagger.constrained(served.chain, labels, outside) for outside in (0.0, 1.5))
+    expected, _ = crf.viterbi(lower, lengths, plain)
+    assert (crf.viterbi(emissions, lengths, taken)[0] == expected).all()
+    assert (crf.viterbi(emissions, lengths, plain)[0] != expected).any()
+
+
+def test_the_dev_score_is_that_of_the_model_served(outcome: Outcome, files_of_names: Path) -> None:
+    """With the number that was chosen on the dev part, and with another that would have been."""
+    served = Tagger.load(outcome.best)
+    sentences = conll.read(files_of_names / "dev.tsv")
+    gold = [sentence.labels for sentence in sentences]
+    answers = served.predict([sentence.words for sentence in sentences])
+    assert tagging.measure(gold, answers, spans=True).value == pytest.approx(outcome.dev)
+    many = Tagger(
+        served.description, served.tables, {**served._tensors, "outside": np.full(1, 1e6, np.float32)}
+    )
+    assert all(label != "O" for labels in many.predict([("seen", "by", "Ada")]) for label in labels)
+
+
+def test_pretrained_vectors_stay_as_they_are_and_reach_words_that_training_lacks(tmp_path: Path) -> None:
+    """Spellings say nothing here and no word comes twice: what is known of the test part is its vectors."""
+    draw = random.Random(3)
+    spellings = ["".join(letters) for letters in itertools.product("ab", repeat=9)]
+    words = draw.sample(spellings, 260)
+    labels = [draw.choice("AB") for _ in words]
+    lines = [f"{word}\t{label}\n" for word, label in zip(words, labels, strict=True)]
+    (tmp_path / "train.tsv").write_text("\n".join(lines[:200]))
+    (tmp_path / "test.tsv").write_text("\n".join(lines[200:]))
+    vectors = [
+        f"{word} {'1 0' if label == 'A' else '0 1'}\n" for word, label in zip(words, labels, strict=True)
+    ]
+    (tmp_path / "v.txt").write_text("".join(vectors))
+    config = dataclasses.replace(
+        tagging.Config(**SMALL),  # type: ignore[arg-type]
+        train=tmp_path / "train.tsv",
+        test=tmp_path / "test.tsv",
+        vectors=str(tmp_path / "v.txt"),
+        min_count=2,
+    )
+    options = tagging.Options(epochs=4, batch_size=8, learning_rate=0.02, warmup_steps=0, quiet=True)
+    found = tagging.train(config, options, tmp_path / "run")
+    assert found is not None
+    assert found.measured.value > 0.9  # half of them by chance
+    served = Tagger.load(found.best)
+    assert set(served.tables.vectors.tokens[2:]) == set(words)
+    table = served._tensors["vectors.weight"][served.tables.vectors.encode([*words, "abc"])]
+    assert table.tolist() == [[1, 0] if label == "A" else [0, 1] for label in labels] + [[0, 0]]

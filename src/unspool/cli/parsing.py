@@ -58,7 +58,7 @@ def inspection(model: Path, text: str) -> dict[str, Any]:
     d = loaded.description
     words = text.split()
     encoded = loaded.encode([words])
-    traces = loaded.reader.traced(encoded)
+    traces = loaded.reader.traced(loaded.reader.embed(encoded), encoded.lengths)
     (scored,) = loaded.read_out([side_by_side(traces[-1].hidden)[:, 0]])
     (tree,) = loaded.decide([scored])
     heads = np.array(tree.heads, np.int64)

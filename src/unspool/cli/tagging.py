@@ -67,7 +67,7 @@ def details(model: Tagger, text: str, at: int) -> tuple[dict[str, Any], str]:
     (labels,) = model.predict([words])
     encoded = model.encode([words])
     likely = crf.marginals(model.emissions(encoded), encoded.lengths, model.chain)[:, 0]
-    known = model.vocabulary.known([word.lower() for word in words])
+    known = model.tables.words.known([word.lower() for word in words])
     three = [
         {model.description.labels[k]: round(float(row[k]), 6) for k in row.argsort()[::-1][:3]}
         for row in likely

@@ -181,7 +181,7 @@ def _of_text(model: Model | LanguageModel | Tagger, text: str) -> Recording:
     tokens = words_of(model, text)
     traces = model.traced(*stacks.read_texts(model, [text]))
     if isinstance(model, Tagger):
-        known = model.vocabulary.known([word.lower() for word in tokens])
+        known = model.tables.words.known([word.lower() for word in tokens])
     else:
         known = model.encode([text]).tokens[0] != UNKNOWN
     return Recording(model.description.cell, tokens, tuple(map(bool, known)), tuple(traces))

@@ -40,6 +40,7 @@ class Given(NamedTuple):
     letters: Tensor  # (N, S)
     letter_lengths: Tensor  # (N,)
     spelled: Tensor  # (B, T)
+    shapes: Tensor  # (B, T)
 
 
 def known(config: Any, train: Sequence[Sentence], *, quiet: bool = False) -> Words:
@@ -78,7 +79,7 @@ def encode(found: Sequence[Sentence], tables: Tables, steps: int) -> Given:
     missing = max(steps - encoded.words.shape[1], 0)
     padded = {
         name: np.pad(getattr(encoded, name), ((0, 0), (0, missing)), constant_values=value)
-        for name, value in (("words", PAD), ("vectors", PAD), ("spelled", 0))
+        for name, value in (("words", PAD), ("vectors", PAD), ("spelled", 0), ("shapes", 0))
     }
     return Given(*(torch.from_numpy(part) for part in encoded._replace(**padded)))
 
@@ -86,12 +87,13 @@ def encode(found: Sequence[Sentence], tables: Tables, steps: int) -> Given:
 class Reader(nn.Module):
     """The part of a network that reads sentences; a recipe's network is made from it."""
 
-    def __init__(self, config: Any, words: Words) -> None:
+    def __init__(self, config: Any, words: Words, shape_size: int = 0) -> None:
         """Build it with its initial weights: words at N(0, 0.1).
 
         Args:
             config: a recipe's; its sizes, dropouts, cell and layers are looked at here.
             words: what `known` gives.
+            shape_size: numbers for how a word is written; 0: that is not read.
         """
         super().__init__()
         self.config = config
@@ -106,7 +108,8 @@ class Reader(nn.Module):
         self.letters = nn.Embedding(len(tables.letters), config.letter_size, padding_idx=PAD)
         layer = functools.partial(layers.build, config.cell, bidirectional=True, whose=config.layers)
         self.spelling = layer(config.letter_size, config.letter_hidden_size)
-        width = config.word_size + size + 2 * config.letter_hidden_size
+        self.shapes = nn.Embedding(len(sentences.SHAPES), shape_size) if shape_size else None
+        width = config.word_size + size + 2 * config.letter_hidden_size + shape_size
         self.layers = nn.ModuleList(
             layer(width if k == 0 else 2 * config.hidden_size, config.hidden_size)
             for k in range(config.num_layers)
@@ -127,7 +130,10 @@ class Reader(nn.Module):
             dropped = noise.keep(config.word_dropout, words.size(1)) == 0
             words = torch.where(dropped & (words != PAD), UNKNOWN, words)
         spelled = self._spell(given)[given.spelled.T]
-        x = torch.cat([self.words(words.T), self.vectors(given.vectors.T), spelled], 2)
+        parts = [self.words(words.T), self.vectors(given.vectors.T), spelled]
+        if self.shapes is not None:
+            parts.append(self.shapes(given.shapes.T))
+        x = torch.cat(parts, 2)
         if noise is not None and config.input_dropout:
             x = x * noise.keep(config.input_dropout, x.size(2))
         for k, layer in enumerate(self.layers):

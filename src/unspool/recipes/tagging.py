@@ -1,16 +1,16 @@
 """Tagging: a label for every word, such as its part of speech, or whether it begins or ends a name.
 
-    word embedding + letters read in both directions → recurrent layers in both directions → CRF
+    word embedding + pretrained vector + how it is written + letters read in both directions
+        → layers in both directions → CRF
 
 Both contexts are there for a word's label: "the *back* door", "come *back*".  Labels that mark spans are
 learned as BIOES, whatever scheme the files use.  Held against: UPOS on UD English EWT 94.4 % (UDPipe 1.2)
 and 95.4 % (Stanza 1.0, raw text, with vectors); F1 94.46 on CoNLL-2000 (Huang, Xu and Yu 2015).
 
-    T steps (words)   B sentences   N different words   S letters of a word   K labels   H hidden size
+    T steps (words)   B sentences   K labels   H hidden size
 """
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unspool import __version__, crf, files, tagger, training
-from unspool import model as serving
 from unspool.data import batches, conll, schemes, tagged
-from unspool.data import vectors as pretrained
 from unspool.data.conll import Sentence
 from unspool.errors import DataError
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy, SpanScore
-from unspool.recipes import layers, outcome, pretraining, rules
-from unspool.sentences import stretches
-from unspool.vocabulary import PAD, UNKNOWN, Vocabulary
+from unspool.recipes import layers, outcome, pretraining, reader, rules
+from unspool.sentences import Tables
+
+# What may be taken from the score of standing outside of all spans.
+_OUTSIDE = tuple(0.5 * step for step in range(9))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,10 @@ class Config(pretraining.Config):
     """Layers on top of each other."""
 
     word_size: int = 100
-    """Numbers a word; with pretrained vectors their size holds."""
+    """Numbers a word that are learned."""
+
+    shape_size: int = 8
+    """Numbers for how a word is written: in small letters, capitals, with digits; 0: that is not read."""
 
     letter_size: int = 32
     """Numbers a letter."""
@@ -72,14 +75,18 @@ class Config(pretraining.Config):
     letter_hidden_size: int = 64
     """Units of each direction that reads a word's letters."""
 
-    vector_words: int = 40_000
+    vectors: str | None = None
+    """Pretrained word vectors, read beside the learned ones and left as they are: glove-50d, or a file in
+    GloVe's text format."""
+
+    vector_words: int = 400_000
     """How many of the most frequent words of the vectors are known besides those of the training text."""
 
     min_count: int = 2
     """How often a word must occur in the training text to be known."""
 
     word_dropout: float = 0.15
-    """Share of words replaced by the unknown word; their letters stay."""
+    """Share of words replaced by the unknown word; their letters and pretrained vectors stay."""
 
     input_dropout: float = 0.4
     """Share of each word's numbers dropped, the same ones for all words of a sentence."""
@@ -104,6 +111,7 @@ class Config(pretraining.Config):
             rules.one_of(self, "layers", layers.WHOSE),
             ("recurrent_dropout", "0 with layers torch", own_layers or not self.recurrent_dropout),
             ("vector_words", "0 or more", self.vector_words >= 0),
+            ("shape_size", "0 or more", self.shape_size >= 0),
             rules.positive(
                 self,
                 "hidden_size",
@@ -217,63 +225,23 @@ def numbered(sentences: list[Sentence], labels: Labels) -> Data:
     )
 
 
-def build_vocabulary(
-    config: Config, train: Sequence[Sentence], *, quiet: bool = False
-) -> tuple[Vocabulary, Vocabulary, NDArray[np.float32] | None]:
-    """The words and letters that the tagger will know, and the vectors that some words start from."""
-    letters = Vocabulary.build([list(word) for sentence in train for word in sentence.words], lowercase=False)
-    words, table = pretrained.vocabulary(
-        [[word.lower() for word in sentence.words] for sentence in train],
-        config.min_count,
-        config.vectors,
-        config.vector_words,
-        data_dir=config.data_dir,
-        quiet=quiet,
-    )
-    return words, letters, table
-
-
 # ---- model
 
 
-class Network(nn.Module):
+class Network(reader.Reader):
     """The network in torch; `unspool.Tagger` runs the same one from the saved file."""
 
-    def __init__(
-        self,
-        config: Config,
-        words: int,
-        letters: int,
-        labels: int,
-        vectors: NDArray[np.float32] | None = None,
-    ) -> None:
-        """Build the network with its initial weights: words at N(0, 0.1) or at their pretrained vector."""
-        super().__init__()
-        self.config = config
-        size = config.word_size if vectors is None else vectors.shape[1]
-        self.words = nn.Embedding(words, size, padding_idx=PAD)
-        nn.init.normal_(self.words.weight, std=0.1)
-        with torch.no_grad():
-            self.words.weight[PAD] = 0
-            if vectors is not None:
-                table = torch.from_numpy(vectors)
-                has_one = table.any(1)
-                self.words.weight[has_one] = table[has_one]
-        self.letters = nn.Embedding(letters, config.letter_size, padding_idx=PAD)
-        layer = functools.partial(layers.build, config.cell, bidirectional=True, whose=config.layers)
-        self.spelling = layer(config.letter_size, config.letter_hidden_size)
-        width = size + 2 * config.letter_hidden_size
-        self.layers = nn.ModuleList(
-            layer(width if k == 0 else 2 * config.hidden_size, config.hidden_size)
-            for k in range(config.num_layers)
-        )
-        for module in (self.spelling, *self.layers):
-            layers.initialise(module, config.cell)
+    def __init__(self, config: Config, words: reader.Words, labels: int) -> None:
+        """Build the network with its initial weights."""
+        super().__init__(config, words, config.shape_size)
         self.emissions = nn.Linear(2 * config.hidden_size, labels)
         nn.init.zeros_(self.emissions.bias)
         self.transitions = nn.Parameter(torch.zeros(labels, labels))
         self.start = nn.Parameter(torch.zeros(labels))
         self.end = nn.Parameter(torch.zeros(labels))
+        # Not learned: `score` chooses it on the dev part.
+        self.outside: Tensor
+        self.register_buffer("outside", torch.zeros(1))
 
     @property
     def chain(self) -> crf.Chain:
@@ -281,53 +249,24 @@ class Network(nn.Module):
         return crf.Chain(self.transitions, self.start, self.end)
 
     def forward(
-        self, given: "Share", noise: training.Noise | None = None, *, score: bool = True
+        self, given: reader.Given, labels: Tensor | None, noise: training.Noise | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Score the labels of a share's sentences.
 
         Args:
             given: the sentences as numbers.
+            labels: (B, T) whose log-likelihood is wanted too, or None.
             noise: where dropout masks come from; None: nothing is dropped.
-            score: whether the log-likelihood is wanted too.
 
         Returns:
-            (T, B, K) emissions, and (B,) the log-likelihood of the share's labels, or None.
+            (T, B, K) emissions, and (B,) the log-likelihood of the labels, or None.
         """
-        config = self.config
-        words = given.words
-        if noise is not None and config.word_dropout:
-            dropped = noise.keep(config.word_dropout, words.size(1)) == 0
-            words = torch.where(dropped & (words != PAD), UNKNOWN, words)
-        x = torch.cat([self.words(words.T), self._spell(given)[given.spelled.T]], 2)  # (T, B, E + 2H)
-        if noise is not None and config.input_dropout:
-            x = x * noise.keep(config.input_dropout, x.size(2))
-        for k, layer in enumerate(self.layers):
-            if k and noise is not None and config.layer_dropout:
-                x = x * noise.keep(config.layer_dropout, x.size(2))
-            mask = None
-            if noise is not None and config.recurrent_dropout:
-                mask = noise.keep(config.recurrent_dropout, 2, config.hidden_size).transpose(0, 1)
-            x, _ = layers.read(layer, x, given.lengths, mask)
-        if noise is not None and config.layer_dropout:
-            x = x * noise.keep(config.layer_dropout, x.size(2))
-        emissions: Tensor = self.emissions(x)
-        if not score:
+        emissions: Tensor = self.emissions(self.read(given, noise))
+        if labels is None:
             return emissions, None
         lengths = given.lengths.to(emissions.device)
-        gold = crf.score(emissions, given.labels.T, lengths, self.chain)
+        gold = crf.score(emissions, labels.T, lengths, self.chain)
         return emissions, gold - crf.log_partition(emissions, lengths, self.chain)
-
-    def _spell(self, given: "Share") -> Tensor:
-        """The N words by their letters: the last state of each direction, side by side."""
-        lengths = given.letter_lengths
-        cuts = [(slice(None), given.letters.size(1))]  # for torch's layers, packed: padding costs nothing
-        if self.config.layers == "unspool":
-            cuts = list(stretches(lengths.cpu().numpy()))
-        ends = []
-        for words, longest in cuts:
-            x = self.letters(given.letters[words, :longest].T)
-            ends.append(layers.read(self.spelling, x, lengths[words])[1])
-        return torch.cat(ends, 1).transpose(0, 1).flatten(1)
 
 
 # ---- loss and score
@@ -336,51 +275,73 @@ class Network(nn.Module):
 class Share(NamedTuple):
     """What one process reads of a batch."""
 
-    words: Tensor  # (B, T)
-    lengths: Tensor  # (B,)
-    letters: Tensor  # (N, S)
-    letter_lengths: Tensor  # (N,)
-    spelled: Tensor  # (B, T)
-    labels: Tensor  # (B, T)
+    given: reader.Given
+    labels: Tensor  # (B, T); 0 past each length
 
 
-def share_of(data: Data, rows: NDArray[np.int64], vocabulary: Vocabulary, letters: Vocabulary) -> Share:
-    """Sentences as numbers, padded to the longest of them."""
-    encoded = tagger.encode([data.sentences[row].words for row in rows], vocabulary, letters)
-    labels = np.zeros(encoded.words.shape, np.int64)
+def share_of(data: Data, rows: NDArray[np.int64], tables: Tables, steps: int = 0) -> Share:
+    """Sentences as numbers, padded to `steps` words, or to the longest of them."""
+    given = reader.encode([data.sentences[row] for row in rows], tables, steps)
+    labels = np.zeros(given.words.shape, np.int64)
     for place, row in enumerate(rows):
         labels[place, : data.lengths[row]] = data.labels[row]
-    return Share(*(torch.from_numpy(part) for part in (*encoded, labels)))
+    return Share(given, torch.from_numpy(labels))
 
 
 def loss(network: nn.Module, share: Share, noise: training.Noise) -> training.Loss:
     """The negative log-likelihood, summed over the sentences; its mean is a word's."""
-    _, likelihood = network(share, noise)
-    tokens = int(share.lengths.sum())
-    return training.Loss(-likelihood.sum(), tokens, tokens=tokens, places=share.words.numel())
+    _, likelihood = network(share.given, share.labels, noise)
+    tokens = int(share.given.lengths.sum())
+    return training.Loss(-likelihood.sum(), tokens, tokens=tokens, places=share.given.words.numel())
 
 
-def score(
-    data: Data, labels: Labels, network: nn.Module, words: Vocabulary, letters: Vocabulary
-) -> training.Score:
-    """F1 of spans, or the share of words whose label is right; and the mean loss of a word."""
+def score(data: Data, labels: Labels, network: nn.Module, tables: Tables) -> training.Score:
+    """F1 of spans, or the share of words whose label is right; and the mean loss of a word.
+
+    Likelihood knows nothing of F1: where a tagger meets names that training did not have, it finds too few.
+    What is taken from the score of standing outside of all spans is therefore chosen here, the number
+    with the best F1, and kept in the network.
+    """
     device = next(network.parameters()).device
-    answers: list[list[str]] = [[] for _ in data.sentences]
     total = 0.0
-    chain: Any = crf.Chain(*(part.detach().cpu().numpy() for part in network.chain))  # type: ignore[union-attr]
-    decoded = chain if labels.scheme == "none" else tagger.constrained(chain, labels.names)
+    scored = []
     for rows in batches.bucketed(data.lengths, 128, seed=None):
-        share = share_of(data, rows, words, letters)
+        share = share_of(data, rows, tables)
         known = bool((share.labels >= 0).all())
-        share = Share(*(part.to(device) for part in share))
-        emissions, likelihood = network(share, score=known)
+        given = reader.Given(*(part.to(device) for part in share.given))
+        emissions, likelihood = network(given, share.labels.to(device) if known else None)
         if known:
             total -= float(likelihood.sum())
-        best, _ = crf.viterbi(emissions.cpu().numpy(), data.lengths[rows], decoded)
+        scored.append((rows, emissions.cpu().numpy()))
+    chain: Any = crf.Chain(*(part.detach().cpu().numpy() for part in network.chain))  # type: ignore[union-attr]
+    gold = [labels.learned(sentence) for sentence in data.sentences]
+    spans = labels.scheme != "none"
+    best, chosen, since = -1.0, 0.0, 0
+    for outside in _OUTSIDE if spans else (0.0,):
+        decoded = tagger.constrained(chain, labels.names, outside) if spans else chain
+        value = measure(gold, decode(data, labels, scored, decoded), spans=spans).value
+        since += 1
+        if value > best:
+            best, chosen, since = value, outside, 0
+        elif since == 2:
+            break
+    network.outside.fill_(chosen)  # type: ignore[operator]
+    return training.Score(best, total / max(int(data.lengths.sum()), 1))
+
+
+def decode(
+    data: Data,
+    labels: Labels,
+    scored: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]],
+    chain: crf.Chain,
+) -> list[list[str]]:
+    """The best labels of each sentence; `scored` holds the emissions of some rows each."""
+    answers: list[list[str]] = [[] for _ in data.sentences]
+    for rows, emissions in scored:
+        best, _ = crf.viterbi(emissions, data.lengths[rows], chain)
         for b, row in enumerate(rows):
             answers[row] = [labels.names[number] for number in best[: data.lengths[row], b]]
-    measured = measure([labels.learned(s) for s in data.sentences], answers, spans=labels.scheme != "none")
-    return training.Score(measured.value, total / max(int(data.lengths.sum()), 1))
+    return answers
 
 
 def measure(
@@ -421,16 +382,18 @@ def train(config: Config, options: training.Options, output: Path) -> outcome.Ou
     parts = options.brief(read(config, quiet=quiet))
     labels = label_set(parts.train, config.where)
     begun = None if config.init_from is None else pretraining.load(config.init_from)
-    words, letters, vectors = build_vocabulary(config, parts.train, quiet=quiet)
+    words = reader.known(config, parts.train, quiet=quiet)
     if begun is not None:
         d = begun.description
         sizes = {"hidden_size": d.hidden_size, "word_size": d.embedding_size}
         config = dataclasses.replace(config, cell=d.cell.value, **sizes)  # type: ignore[arg-type]
         texts = [[word.lower() for word in sentence.words] for sentence in parts.train]
-        words = pretraining.vocabulary(begun, texts, config.min_count)
+        known = pretraining.vocabulary(begun, texts, config.min_count)
+        words = words._replace(tables=words.tables._replace(words=known))
+    tables = words.tables
     learned, dev = numbered(parts.train, labels), numbered(parts.dev, labels)
     with training.seeded(options.seed):
-        network = Network(config, len(words), len(letters), len(labels.names), vectors)
+        network = Network(config, words, len(labels.names))
     groups: Sequence[training.Group] = ()
     if begun is not None:
         pretraining.fill_words(network.words, begun)
@@ -444,7 +407,9 @@ def train(config: Config, options: training.Options, output: Path) -> outcome.Ou
         format=config.format,
         column=config.column if config.format == "conllu" else "label",
         cell=Cell(config.cell),
-        word_size=network.words.embedding_dim,
+        word_size=config.word_size,
+        vector_size=words.vectors.shape[1],
+        shape_size=config.shape_size,
         letter_size=config.letter_size,
         letter_hidden_size=config.letter_hidden_size,
         hidden_size=config.hidden_size,
@@ -457,8 +422,8 @@ def train(config: Config, options: training.Options, output: Path) -> outcome.Ou
         print(
             f"{config.where}: {len(parts.train):,} sentences to train on "
             f"({int(learned.lengths.sum()):,} words), "
-            f"{counts}; {len(labels.names)} labels, scheme {labels.scheme}; {len(words):,} words and "
-            f"{len(letters):,} letters known",
+            f"{counts}; {len(labels.names)} labels, scheme {labels.scheme}; {len(tables.words):,} words, "
+            f"{len(tables.vectors) - 2:,} vectors and {len(tables.letters):,} letters known",
             file=sys.stderr,
         )
     metric = "accuracy" if labels.scheme == "none" else "f1"
@@ -466,13 +431,16 @@ def train(config: Config, options: training.Options, output: Path) -> outcome.Ou
         batches=lambda epoch: batches.bucketed(
             learned.lengths, options.batch_size, seed=options.seed, epoch=epoch
         ),
-        share=lambda rows, first, stop: _of_batch(learned, rows, first, stop, words, letters),
+        # Padded as the whole batch is, so that masks are the whole batch's.
+        share=lambda rows, first, stop: share_of(
+            learned, rows[first:stop], tables, int(learned.lengths[rows].max(initial=0))
+        ),
         loss=loss,
-        score=lambda network: score(dev, labels, network, words, letters),
+        score=lambda network: score(dev, labels, network, tables),
         folder=lambda network, dev_score: outcome.folder(
             training.weights(network),
             description,
-            {serving.VOCABULARY: words, tagger.LETTERS: letters},
+            tables.files(),
             card(description, config, options, metric, dev_score),
         ),
         metric=metric,
@@ -481,22 +449,6 @@ def train(config: Config, options: training.Options, output: Path) -> outcome.Ou
     )
     result = training.run(network, task, options, output, options.resolved(tagger.TASK, config))
     return _measured(parts, result, metric)
-
-
-def _of_batch(
-    data: Data, rows: NDArray[np.int64], first: int, stop: int, words: Vocabulary, letters: Vocabulary
-) -> Share:
-    """Rows first to stop of a batch, padded as the whole batch is, so that masks are the whole batch's."""
-    share = share_of(data, rows[first:stop], words, letters)
-    missing = int(data.lengths[rows].max(initial=0)) - share.words.shape[1]
-    if not missing:
-        return share
-    pad = torch.nn.functional.pad
-    return share._replace(
-        words=pad(share.words, (0, missing), value=PAD),
-        spelled=pad(share.spelled, (0, missing)),
-        labels=pad(share.labels, (0, missing)),
-    )
 
 
 def card(
