@@ -114,6 +114,7 @@ class Tagger:
         serving.check_tensors(shapes(d, tables), tensors)
         self.description = description
         self.tables = tables
+        self.vocabulary = tables.words
         self.kernels: Kernels = choose("float32") if kernels == "auto" else load(kernels)
         self.reader = reading.Reader(d, tables, tensors, self.kernels)
         self.weights, self.layers = self.reader.weights, self.reader.layers

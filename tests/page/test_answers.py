@@ -17,7 +17,8 @@ from unspool.page import example, runs
 from unspool.page.answers import MOST_WORDS, Answers
 from unspool.page.opened import Opened, of_path
 from unspool.page.paths import paths
-from unspool.recipes import language_model, tagging
+from unspool.recipes import language_model, reader, tagging
+from unspool.sentences import Tables
 from unspool.vocabulary import Vocabulary
 
 TEXT = "the film was not good ."
@@ -216,10 +217,13 @@ def the_tagger() -> Tagger:
     known = Vocabulary.build([["the", "cat", "sat"]], lowercase=True)
     letters = Vocabulary.build([list("abcdefghijklmnopqrstuvwxyz")], lowercase=False)
     config = tagging.Config(num_layers=2, hidden_size=12, word_size=6, letter_size=5, letter_hidden_size=4)
-    network = tagging.Network(config, len(known), len(letters), 3, None)
+    tables = Tables(known, letters, Vocabulary.build([], lowercase=True))
+    network = tagging.Network(config, reader.Words(tables, np.zeros((2, 0), np.float32)), 3)
     cell = Cell(config.cell)
-    d = tagger.Description(tagger.TASK, ("A", "B", "C"), "none", "columns", "label", cell, 6, 5, 4, 12, 2)
-    return Tagger(d, known, letters, training.weights(network))
+    d = tagger.Description(
+        tagger.TASK, ("A", "B", "C"), "none", "columns", "label", cell, 6, 0, 8, 5, 4, 12, 2
+    )
+    return Tagger(d, tables, training.weights(network))
 
 
 def the_language_model() -> LanguageModel:

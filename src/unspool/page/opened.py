@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unspool import files, introspect, language, model, tagger
+from unspool import files, introspect, language, model, sentences, tagger
 from unspool.errors import InputError, ModelFileError
 from unspool.introspect import Capture, Fault, Recording
 from unspool.kernels.contract import Trace
@@ -24,7 +24,8 @@ _FOLDER = {
     model.CONFIG,
     model.VOCABULARY,
     language.MERGES,
-    tagger.LETTERS,
+    sentences.LETTERS,
+    sentences.VECTORS,
     files.WEIGHTS,
     files.MARKER,
     model.CARD,
@@ -51,7 +52,7 @@ class Opened(NamedTuple):
         if isinstance(network, Model):
             shapes = model.shapes(network.description, len(network.vocabulary))
         elif isinstance(network, Tagger):
-            shapes = tagger.shapes(network.description, len(network.vocabulary), len(network.letters))
+            shapes = tagger.shapes(network.description, network.tables)
         elif network is not None:
             shapes = language.shapes(network.description, len(network.vocabulary))
         return sum(math.prod(shape) for shape in shapes.values())
