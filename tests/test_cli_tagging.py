@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from html import escape
@@ -99,3 +100,29 @@ def test_a_bad_line_is_said_with_its_number(run: Path) -> None:
     assert done.returncode == 1
     assert "stdin:1: there are 2 columns" in done.stderr
     assert done.stdout == ""
+
+
+def test_bad_sentences_left_out_in_training_are_left_out_in_measuring(tmp_path: Path) -> None:
+    bad = SENTENCE.replace("1\tthe", "7\tthe")
+    for part, count in (("train", 20), ("test", 3)):
+        (tmp_path / f"{part}.conllu").write_text(SENTENCE * count + bad)
+    own = ["--train", tmp_path / "train.conllu", "--test", tmp_path / "test.conllu"]
+    done = unspooled("train", "tagging", *own, *SMALL, "--epochs", "1", "--skip-bad", "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    done = unspooled("eval", tmp_path / "run" / "best", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["examples"] == 6
+    assert "test.conllu: 1 sentences left out; the first: " in done.stderr
+    # A file named by hand is none of the run's: there the first bad sentence is an error.
+    done = unspooled("eval", tmp_path / "run" / "best", "--data", tmp_path / "test.conllu")
+    assert (done.returncode, "the word's number is not 1" in done.stderr) == (1, True)
+
+
+def test_a_record_without_what_the_run_was_measured_on_is_refused(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "best", tmp_path / "best")
+    done = unspooled("eval", tmp_path / "best")
+    assert (done.returncode, "there is no" in done.stderr) == (1, True)
+    (tmp_path / "config.toml").write_text("[tagging]\ndata = 'ewt'\n")
+    done = unspooled("eval", tmp_path / "best")
+    assert done.returncode == 2
+    assert "is not the record of a run.\n  Received: KeyError('skip_bad')" in done.stderr

@@ -1,11 +1,13 @@
 """--fast-dev-run: every recipe goes through train, score, save, read again and test in seconds."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from test_cli import call
+from test_cli import ENVIRONMENT, call
 from unspool import files, recipes, training
 from unspool.errors import ConfigError
 
@@ -83,6 +85,20 @@ def test_without_a_folder_nothing_stays(tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads(done.out)["fast_dev_run"] is True
     assert sorted(tmp_path.iterdir()) == before
     assert not Path(json.loads(done.out)["folder"]).exists()
+
+
+@pytest.mark.slow
+def test_two_processes_without_a_folder_end_well(tmp_path: Path) -> None:
+    """Each makes a folder of its own, and only the first one's holds a checkpoint."""
+    words = [*_words("sentiment", tmp_path), *SIZES, "--device", "cpu", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "unspool", "train", "sentiment", *map(str, words), "--fast-dev-run"],
+        env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stderr
+    assert json.loads(done.stdout)["fast_dev_run"] is True
 
 
 def test_what_it_finds_is_told_as_in_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,8 +258,11 @@ def run(
 
         report.end(state, folder, options)
     if options.fast_dev_run:
-        # What resuming would do.
-        restore_optimizer(optimizer, model, read_checkpoint(folder / "last", model)[1])
+        # What resuming would do; on the first rank, whose folder it is: without -o each rank has another.
+        on_first_rank(
+            accelerator,
+            lambda: restore_optimizer(optimizer, model, read_checkpoint(folder / "last", model)[1]),
+        )
     history = [record for record in records(log) if "epoch" in record]
     return Result(
         folder, state.best_metric, state.best_epoch, state.epoch, state.step, state.skipped, history

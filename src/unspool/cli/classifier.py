@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from unspool import files, introspect
-from unspool.cli import configuration
+from unspool.cli.own_part import own_part
 from unspool.data import readers
 from unspool.data.benchmarks import benchmark
-from unspool.errors import ConfigError, DataError, InputError
+from unspool.errors import InputError
 from unspool.kernels.contract import Cell
 from unspool.language import LanguageModel
 from unspool.model import Model
@@ -18,33 +18,22 @@ from unspool.tagger import Tagger
 
 
 def own_examples(model: Path, labels: tuple[str, ...], quiet: bool) -> tuple[str, list[readers.Example]]:
-    """What the run of this model folder was measured on: the part's name, and its examples.
-
-    Reads the run's record itself: the recipe, which has a reader for it, would import torch.
-    """
-    path = model.absolute().parent / "config.toml"
-    if not path.is_file():
-        raise DataError(
-            f"what {model} was measured on is not known here: there is no {path}.\n"
-            f"  Fix: say what to measure on with --data FILE."
-        )
-    content = configuration.read(path)
-    try:
-        record = content[content["run"]["task"]]
-        columns = {name: record[name] for name in ("text_column", "label_column")}
-        name, fold = record["data"], record["fold"]
-    except (KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is not the record of a run.\n  Received: {error!r}\n"
-            f"  Fix: say what to measure on with --data FILE."
-        ) from error
-    for part in ("test", "dev"):
-        if part in record:
-            return part, readers.read(record[part], **columns, labels=labels)
-    if "train" in record:
-        _, dev = readers.hold_out(readers.read(record["train"], **columns))
-        return "dev", dev
-    return "test", benchmark(name, fold=fold, data_dir=record.get("data_dir"), quiet=quiet).test
+    """What the run of this model folder was measured on: the part's name, and its examples."""
+    return own_part(
+        model,
+        "sentiment",
+        ("text_column", "label_column", "fold"),
+        read=lambda record, part: readers.read(
+            record[part],
+            text_column=record["text_column"],
+            label_column=record["label_column"],
+            labels=labels,
+        ),
+        hold_out=readers.hold_out,
+        benchmark=lambda record: (
+            benchmark(record["data"], fold=record["fold"], data_dir=record.get("data_dir"), quiet=quiet).test
+        ),
+    )
 
 
 def inspection(recording: introspect.Recording, moved: introspect.Contributions) -> dict[str, Any]:

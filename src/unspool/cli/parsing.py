@@ -2,7 +2,6 @@
 
 import itertools
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspool import trees
+from unspool.cli.own_part import own_part
 from unspool.data import conll, dependencies, tagged
 from unspool.data.conll import Sentence
-from unspool.errors import ConfigError, DataError
 from unspool.kernels.contract import Gate
 from unspool.metrics import ArcScore
 from unspool.model import side_by_side
-from unspool.parser import Parser
+from unspool.parser import TASK, Parser
 
 _AT_ONCE = 64
 _SHOWN = 3  # heads and relations, the likeliest first
@@ -156,19 +155,15 @@ def _rounded(values: NDArray[np.float32]) -> list[float]:
 
 def _own(model: Path, quiet: bool) -> list[Sentence]:
     """What the run of this model folder was measured on."""
-    path = model.absolute().parent / "config.toml"
-    fix = "  Fix: say what to measure on with --data FILE."
-    if not path.is_file():
-        raise DataError(f"what {model} was measured on is not known here: there is no {path}.\n{fix}")
-    try:
-        record = tomllib.loads(path.read_text(encoding="utf-8"))["parsing"]
-        skip = {"skip_bad": record["skip_bad"], "quiet": quiet}
-        for part in ("test", "dev"):
-            if part in record:
-                return dependencies.read(record[part], **skip)
-        if "train" in record:
-            return tagged.hold_out(dependencies.read(record["train"], **skip))[1]
-        name, folder = record["data"], record.get("data_dir")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not the record of a run.\n  Received: {error!r}\n{fix}") from error
-    return tagged.benchmark(name, column="deprel", data_dir=folder, quiet=quiet).test
+    return own_part(
+        model,
+        TASK,
+        ("skip_bad",),
+        read=lambda record, part: dependencies.read(record[part], skip_bad=record["skip_bad"], quiet=quiet),
+        hold_out=tagged.hold_out,
+        benchmark=lambda record: (
+            tagged.benchmark(
+                record["data"], column="deprel", data_dir=record.get("data_dir"), quiet=quiet
+            ).test
+        ),
+    )[1]

@@ -3,17 +3,16 @@
 import dataclasses
 import itertools
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from unspool import crf, introspect
+from unspool.cli.own_part import own_part
 from unspool.data import conll, tagged
 from unspool.data.conll import Format, Sentence
-from unspool.errors import ConfigError, DataError
 from unspool.metrics import Accuracy, SpanScore
-from unspool.tagger import Tagger
+from unspool.tagger import TASK, Tagger
 
 _AT_ONCE = 128
 
@@ -89,18 +88,15 @@ def as_answer(moved: introspect.Contributions, at: int) -> introspect.Contributi
 
 def _own(model: Path, column: str, quiet: bool) -> list[Sentence]:
     """What the run of this model folder was measured on."""
-    path = model.absolute().parent / "config.toml"
-    fix = "  Fix: say what to measure on with --data FILE."
-    if not path.is_file():
-        raise DataError(f"what {model} was measured on is not known here: there is no {path}.\n{fix}")
-    try:
-        record = tomllib.loads(path.read_text(encoding="utf-8"))["tagging"]
-        for part in ("test", "dev"):
-            if part in record:
-                return conll.read(record[part], column=column)
-        if "train" in record:
-            return tagged.hold_out(conll.read(record["train"], column=column))[1]
-        name, folder = record["data"], record.get("data_dir")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not the record of a run.\n  Received: {error!r}\n{fix}") from error
-    return tagged.benchmark(name, column=column, data_dir=folder, quiet=quiet).test
+    return own_part(
+        model,
+        TASK,
+        ("skip_bad",),
+        read=lambda record, part: tagged.read(
+            record[part], column=column, skip_bad=record["skip_bad"], quiet=quiet
+        ),
+        hold_out=tagged.hold_out,
+        benchmark=lambda record: (
+            tagged.benchmark(record["data"], column=column, data_dir=record.get("data_dir"), quiet=quiet).test
+        ),
+    )[1]

@@ -1,17 +1,16 @@
 """What the verbs do with a translator: eval, predict, inspect.  Without torch, and without a word printed."""
 
 import itertools
-import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from unspool import files
+from unspool.cli.own_part import own_part
 from unspool.data import pairs
-from unspool.errors import ConfigError, DataError
 from unspool.metrics import Bleu, WordErrors
 from unspool.page import alignment
-from unspool.translator import Translator
+from unspool.translator import TASK, Translator
 
 
 def evaluate(
@@ -59,20 +58,15 @@ def picture(model: Path, text: str, beam: int, output: Path | None) -> str:
 
 def _own(model: Path, quiet: bool) -> list[pairs.Pair]:
     """What the run of this model folder was measured on."""
-    path = model.absolute().parent / "config.toml"
-    fix = "  Fix: say what to measure on with --data FILE."
-    if not path.is_file():
-        raise DataError(f"what {model} was measured on is not known here: there is no {path}.\n{fix}")
-    try:
-        record = tomllib.loads(path.read_text(encoding="utf-8"))["translation"]
-        left_out: list[DataError] = []
-        on_bad = left_out.append if record["skip_bad"] else None
-        for part in ("test", "dev"):
-            if part in record:
-                return pairs.read(record[part], record.get(f"{part}_target"), on_bad=on_bad)
-        if "train" in record:
-            return pairs.hold_out(pairs.read(record["train"], record.get("train_target"), on_bad=on_bad))[1]
-        name, folder = record["data"], record.get("data_dir")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not the record of a run.\n  Received: {error!r}\n{fix}") from error
-    return pairs.benchmark(name, data_dir=folder, quiet=quiet).test
+    return own_part(
+        model,
+        TASK,
+        ("skip_bad",),
+        read=lambda record, part: pairs.read_told(
+            record[part], record.get(f"{part}_target"), skip_bad=record["skip_bad"], quiet=quiet
+        ),
+        hold_out=pairs.hold_out,
+        benchmark=lambda record: (
+            pairs.benchmark(record["data"], data_dir=record.get("data_dir"), quiet=quiet).test
+        ),
+    )[1]

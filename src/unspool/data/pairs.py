@@ -1,6 +1,7 @@
 """Pairs of texts, one of which is to be turned into the other, and the benchmarks of that kind by name."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -110,6 +111,21 @@ def read(
     if not pairs:
         raise DataError(f"{source}: there is no pair in it.\n  Fix: give a line a pair.")
     return pairs
+
+
+def read_told(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None = None,
+    *,
+    skip_bad: bool,
+    quiet: bool,
+) -> list[Pair]:
+    """Read a parallel text as `read` does; say on stderr how many pairs `skip_bad` left out."""
+    left_out: list[DataError] = []
+    found = read(source, target, on_bad=left_out.append if skip_bad else None)
+    if left_out and not quiet:
+        print(f"{source}: {len(left_out)} pairs left out; the first: {left_out[0]}", file=sys.stderr)
+    return found
 
 
 def tidy(text: str) -> str:

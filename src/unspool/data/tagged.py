@@ -1,6 +1,7 @@
 """The benchmarks whose words carry labels, by name: which sources each needs, and what is its column."""
 
 import os
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,27 @@ class Benchmark(NamedTuple):
     format: Format
     sources: tuple[str, ...]
     parts: Callable[[list[Path], str], Parts]
+
+
+def read(
+    path: str | os.PathLike[str], *, column: str = "upos", skip_bad: bool = False, quiet: bool = False
+) -> list[Sentence]:
+    """Read a file of labelled sentences.
+
+    Args:
+        path: CoNLL-U (.conllu) or columns, possibly compressed.
+        column: which column of CoNLL-U holds the labels.
+        skip_bad: leave sentences out that are not what they should be, and say how many on stderr.
+        quiet: do not say it.
+
+    Raises:
+        DataError: the file cannot be read, holds no sentence, or, without skip_bad, a bad one.
+    """
+    left_out: list[DataError] = []
+    found = conll.read(path, column=column, on_bad=left_out.append if skip_bad else None)
+    if left_out and not quiet:
+        print(f"{path}: {len(left_out)} sentences left out; the first: {left_out[0]}", file=sys.stderr)
+    return found
 
 
 def hold_out(sentences: Sequence[Sentence]) -> tuple[list[Sentence], list[Sentence]]:

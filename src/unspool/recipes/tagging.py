@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from unspool import __version__, crf, files, tagger, training
 from unspool.data import batches, conll, schemes, tagged
 from unspool.data.conll import Sentence
-from unspool.errors import DataError
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy, SpanScore
 from unspool.recipes import layers, outcome, pretraining, reader, rules
@@ -189,20 +188,12 @@ def read(config: Config, *, quiet: bool = False) -> tagged.Parts:
     if config.train is None:
         return tagged.benchmark(config.data, column=config.column, data_dir=config.data_dir, quiet=quiet)
     parts = [
-        [] if path is None else _read_own(path, config, quiet)
+        [] if path is None else tagged.read(path, column=config.column, skip_bad=config.skip_bad, quiet=quiet)
         for path in (config.train, config.dev, config.test)
     ]
     if config.dev is None:
         parts[0], parts[1] = tagged.hold_out(parts[0])
     return tagged.Parts(*parts)
-
-
-def _read_own(path: Path, config: Config, quiet: bool) -> list[Sentence]:
-    left_out: list[DataError] = []
-    found = conll.read(path, column=config.column, on_bad=left_out.append if config.skip_bad else None)
-    if left_out and not quiet:
-        print(f"{path}: {len(left_out)} sentences left out; the first: {left_out[0]}", file=sys.stderr)
-    return found
 
 
 def label_set(train: Sequence[Sentence], where: str) -> Labels:

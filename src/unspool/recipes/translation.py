@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from unspool import __version__, attention, files, training, translator
 from unspool import model as serving
 from unspool.data import batches, pairs
-from unspool.errors import DataError
 from unspool.kernels.contract import Cell
 from unspool.metrics import Bleu, WordErrors
 from unspool.recipes import layers, outcome, rules
@@ -184,11 +183,9 @@ def read(config: Config, *, quiet: bool = False) -> pairs.Parts:
         (config.dev, config.dev_target),
         (config.test, config.test_target),
     ):
-        left_out: list[DataError] = []
-        on_bad = left_out.append if config.skip_bad else None
-        parts.append([] if path is None else pairs.read(path, target, on_bad=on_bad))
-        if left_out and not quiet:
-            print(f"{path}: {len(left_out)} pairs left out; the first: {left_out[0]}", file=sys.stderr)
+        parts.append(
+            [] if path is None else pairs.read_told(path, target, skip_bad=config.skip_bad, quiet=quiet)
+        )
     if config.dev is None:
         parts[0], parts[1] = pairs.hold_out(parts[0])
     return pairs.Parts(*parts)
