@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ _AT_ONCE = 512  # units read between two looks at the scores
 
 
 @dataclasses.dataclass(frozen=True)
-class Description:
+class Description(serving.Described):
     """What a language model is, apart from its numbers.
 
     Raises:
@@ -61,19 +61,6 @@ class Description:
             raise ConfigError(
                 f"adaptive_softmax should be 0 or more.\n  Received: {self.adaptive_softmax!r:.60}."
             )
-
-    def as_config(self) -> dict[str, Any]:
-        """The description as it stands in config.json."""
-        return serving.as_config(self)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Check and build what `as_config` wrote.
-
-        Raises:
-            ConfigError: a field is absent, unknown, of another type, or out of range.
-        """
-        return serving.described(cls, config)
 
 
 class Likelihood(NamedTuple):
@@ -229,12 +216,7 @@ class LanguageModel:
 
     def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
         """Run all layers over (T, B, E) and keep every layer's trace."""
-        traces = []
-        for prepared in self.layers:
-            trace, _ = self.kernels.forward(prepared, x, lengths=lengths)
-            traces.append(trace)
-            x = serving.side_by_side(trace.hidden)
-        return traces
+        return serving.traced(self.kernels, self.layers, x, lengths)
 
     def read_out(self, hidden: Floats) -> Floats:
         """Score what follows: (T, H) outputs of the top layer to (T, V) logarithms of probabilities."""

@@ -54,8 +54,25 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
+class Described:
+    """A description, a frozen dataclass, that config.json holds."""
+
+    def as_config(self) -> dict[str, Any]:
+        """The description as it stands in config.json."""
+        return as_config(self)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Check and build what `as_config` wrote.
+
+        Raises:
+            ConfigError: a field is absent, unknown, of another type, or out of range.
+        """
+        return described(cls, config)
+
+
 @dataclasses.dataclass(frozen=True)
-class Description:
+class Description(Described):
     """What a network is, apart from its numbers.
 
     Raises:
@@ -90,19 +107,6 @@ class Description:
     def pooled_size(self) -> int:
         """How wide the pooled vector is that the classes are read from."""
         return self.hidden_size * self.directions * (2 if self.pooling == "mean-max" else 1)
-
-    def as_config(self) -> dict[str, Any]:
-        """The description as it stands in config.json."""
-        return as_config(self)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Check and build what `as_config` wrote.
-
-        Raises:
-            ConfigError: a field is absent, unknown, of another type, or out of range.
-        """
-        return described(cls, config)
 
 
 class Encoded(NamedTuple):
@@ -245,12 +249,7 @@ class Model:
 
     def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
         """Run all layers over (T, B, E) and keep every layer's trace."""
-        traces = []
-        for prepared in self.layers:
-            trace, _ = self.kernels.forward(prepared, x, lengths=lengths)
-            traces.append(trace)
-            x = side_by_side(trace.hidden)
-        return traces
+        return traced(self.kernels, self.layers, x, lengths)
 
     def read_out(self, hidden: Floats, lengths: Ints) -> Floats:
         """Pool (T, B, D, H) over the real steps and score the classes: (B, C) logits."""
@@ -393,6 +392,16 @@ def config_text(network: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]],
             "tensor_sha256": files.tensor_digests(tensors),
         }
     )
+
+
+def traced(kernels: Kernels, layers: Sequence[Any], x: Floats, lengths: Ints) -> list[Trace]:
+    """Run prepared layers over (T, B, E), each over what the one below it gave; every layer's trace."""
+    traces = []
+    for prepared in layers:
+        trace, _ = kernels.forward(prepared, x, lengths=lengths)
+        traces.append(trace)
+        x = side_by_side(trace.hidden)
+    return traces
 
 
 def side_by_side(hidden: Floats) -> Floats:

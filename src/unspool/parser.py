@@ -17,7 +17,7 @@ Source: Dozat and Manning 2017, equations 4 to 9.
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ _PLACES = 16_384  # words and padding that run together at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Description:
+class Description(serving.Described):
     """What a parser is, apart from its numbers.
 
     Raises:
@@ -83,19 +83,6 @@ class Description:
                     f"{name} should be different names{', one or more' if needed else ', here none'}.\n"
                     f"  Received: {list(names)!r:.200}."
                 )
-
-    def as_config(self) -> dict[str, Any]:
-        """The description as it stands in config.json."""
-        return serving.as_config(self)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Check and build what `as_config` wrote.
-
-        Raises:
-            ConfigError: a field is absent, unknown, of another type, or out of range.
-        """
-        return serving.described(cls, config)
 
 
 class Scored(NamedTuple):

@@ -124,12 +124,7 @@ class Reader:
 
     def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
         """Run all layers over (T, B, E) and keep every layer's trace."""
-        traces = []
-        for prepared in self.layers:
-            trace, _ = self.kernels.forward(prepared, x, lengths=lengths)
-            traces.append(trace)
-            x = serving.side_by_side(trace.hidden)
-        return traces
+        return serving.traced(self.kernels, self.layers, x, lengths)
 
 
 def encode(sentences: Sequence[Sequence[str]], tables: Tables) -> Encoded:

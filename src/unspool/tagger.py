@@ -15,7 +15,7 @@ out in the scheme of the training file.
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ FORMATS = ("conllu", "columns")
 
 
 @dataclasses.dataclass(frozen=True)
-class Description:
+class Description(serving.Described):
     """What a tagger is, apart from its numbers.
 
     Raises:
@@ -65,19 +65,6 @@ class Description:
             raise ConfigError(
                 f"labels should be different names, one or more.\n  Received: {list(self.labels)!r:.200}."
             )
-
-    def as_config(self) -> dict[str, Any]:
-        """The description as it stands in config.json."""
-        return serving.as_config(self)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Check and build what `as_config` wrote.
-
-        Raises:
-            ConfigError: a field is absent, unknown, of another type, or out of range.
-        """
-        return serving.described(cls, config)
 
 
 class Tagger:

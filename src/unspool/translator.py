@@ -14,7 +14,7 @@ source's table.
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ _MOST = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Description:
+class Description(serving.Described):
     """What a translator is, apart from its numbers.
 
     Raises:
@@ -68,19 +68,6 @@ class Description:
                 "attention": attention.KINDS,
             },
         )
-
-    def as_config(self) -> dict[str, Any]:
-        """The description as it stands in config.json."""
-        return serving.as_config(self)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Check and build what `as_config` wrote.
-
-        Raises:
-            ConfigError: a field is absent, unknown, of another type, or out of range.
-        """
-        return serving.described(cls, config)
 
 
 class Side:

@@ -3,6 +3,7 @@
 Not for: what stands before and after them, which is the recipe's own.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from unspool import nn as recurrent
+from unspool import training
 from unspool.kernels import choose
 from unspool.kernels.contract import Cell
 
@@ -77,6 +79,38 @@ def read(layer: nn.Module, x: Tensor, lengths: Tensor, mask: Tensor | None = Non
     else:
         states, final = layer(x, lengths=lengths, recurrent_mask=mask)
     return states, final[0] if isinstance(final, tuple) else final
+
+
+def read_all(
+    stack: Iterable[nn.Module],
+    x: Tensor,
+    lengths: Tensor,
+    config: Any,
+    noise: training.Noise | None,
+    *,
+    directions: int,
+) -> Tensor:
+    """Read a padded batch with layers on top of each other, with dropout between them and in them.
+
+    Args:
+        stack: the layers, the lowest first.
+        x: (T, B, I).
+        lengths: (B,) as for `read`.
+        config: a recipe's, with layer_dropout, recurrent_dropout and hidden_size.
+        noise: where dropout masks come from; None: nothing is dropped.
+        directions: of each layer.
+
+    Returns:
+        (T, B, D·H) the top layer's hidden states.
+    """
+    for k, layer in enumerate(stack):
+        if k and noise is not None and config.layer_dropout:
+            x = x * noise.keep(config.layer_dropout, x.size(2))
+        mask = None
+        if noise is not None and config.recurrent_dropout:
+            mask = noise.keep(config.recurrent_dropout, directions, config.hidden_size).transpose(0, 1)
+        x, _ = read(layer, x, lengths, mask)
+    return x
 
 
 def described(whose: str) -> str:

@@ -136,13 +136,7 @@ class Reader(nn.Module):
         x = torch.cat(parts, 2)
         if noise is not None and config.input_dropout:
             x = x * noise.keep(config.input_dropout, x.size(2))
-        for k, layer in enumerate(self.layers):
-            if k and noise is not None and config.layer_dropout:
-                x = x * noise.keep(config.layer_dropout, x.size(2))
-            mask = None
-            if noise is not None and config.recurrent_dropout:
-                mask = noise.keep(config.recurrent_dropout, 2, config.hidden_size).transpose(0, 1)
-            x, _ = layers.read(layer, x, given.lengths, mask)
+        x = layers.read_all(self.layers, x, given.lengths, config, noise, directions=2)
         if noise is not None and config.layer_dropout:
             x = x * noise.keep(config.layer_dropout, x.size(2))
         return x

@@ -296,14 +296,8 @@ class Network(nn.Module):
         x = self.embedding(tokens.T)  # (T, B, E)
         if noise is not None and config.embedding_dropout:
             x = x * noise.keep(config.embedding_dropout, x.size(2))
-        for k, layer in enumerate(self.layers):
-            if k and noise is not None and config.layer_dropout:
-                x = x * noise.keep(config.layer_dropout, x.size(2))
-            mask = None
-            if noise is not None and config.recurrent_dropout:
-                directions = 2 if config.bidirectional else 1
-                mask = noise.keep(config.recurrent_dropout, directions, config.hidden_size).transpose(0, 1)
-            x, _ = layers.read(layer, x, lengths, mask)
+        directions = 2 if config.bidirectional else 1
+        x = layers.read_all(self.layers, x, lengths, config, noise, directions=directions)
         pooled = pool(x, lengths, config.pooling, config.hidden_size)
         if noise is not None and config.output_dropout:
             pooled = pooled * noise.keep(config.output_dropout, pooled.size(1))
