@@ -7,13 +7,18 @@ Prints medians in ms.  What it found stands in docs/decisions/0006-torchs-thread
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 import unspool
 from unspool import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from kernels import whole_step
 
 SHAPES = ((8, 128, 40), (32, 256, 30), (32, 512, 12))  # rows, units, rounds; 64 steps
 
@@ -30,7 +35,7 @@ def main() -> None:
         with torch.no_grad():
             said = ", ".join(f"{name} {ms:.2f}" for name, ms in inference(theirs, ours, x, rounds).items())
         print(f"inference, B={batch}, H={hidden}: {said}", flush=True)
-    both = [training_step(layer, 256, 2_000) for layer in (torch.nn.LSTM, nn.LSTM)]
+    both = [whole_step(256, 2_000)[name] for name in ("nn.LSTM", "unspool")]
     times: list[list[float]] = [[], []]
     for _ in range(15):
         for way, kept in zip(both, times, strict=True):
@@ -50,24 +55,6 @@ def inference(theirs: torch.nn.LSTM, ours: nn.LSTM, x: torch.Tensor, rounds: int
                 before(x)
                 times.setdefault(f"{name} {when}", []).append(taken(lambda it=layer: it(x)))
     return {name: statistics.median(each) for name, each in times.items()}
-
-
-def training_step(layer: type[torch.nn.Module], hidden: int, classes: int) -> Callable[[], object]:
-    """Embedding, layer, scores, cross-entropy, AdamW."""
-    torch.manual_seed(0)
-    embedding, recurrent = torch.nn.Embedding(classes, hidden), layer(hidden, hidden)
-    scores = torch.nn.Linear(hidden, classes)
-    parameters = [*embedding.parameters(), *recurrent.parameters(), *scores.parameters()]
-    optimizer = torch.optim.AdamW(parameters)
-    x, gold = torch.randint(classes, (32, 16)), torch.randint(classes, (32 * 16,))
-
-    def run() -> None:
-        optimizer.zero_grad()
-        given = scores(recurrent(embedding(x))[0]).flatten(0, 1)
-        torch.nn.functional.cross_entropy(given, gold).backward()
-        optimizer.step()
-
-    return run
 
 
 def taken(call: Callable[[], object]) -> float:
