@@ -133,6 +133,8 @@ def test_every_answer_is_strict_json_and_described(answers: Answers) -> None:
         ("paths", {"steps": 10**9}, "steps does not fit"),
         ("paths", {"steps": True}, "steps does not fit"),
         ("search", {"text": TEXT, "unit": 16}, "no unit 16"),
+        ("search", {"text": TEXT, "corpus": "good\n" * 2001}, r"too many texts(.|\n)*2,001"),
+        ("search", {"text": TEXT, "corpus": "good\n" + "a " * (MOST_WORDS + 1)}, "too long to be shown"),
         ("training", {"run": "../.."}, "nothing is open"),
         ("secrets", {}, "no question"),
     ],

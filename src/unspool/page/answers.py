@@ -30,6 +30,7 @@ MOST_WORDS = 10_000
 MOST_CHARACTERS = 200_000
 _CONTRIBUTION_STEPS = 64
 _MOST_ATTRIBUTED = 400  # words
+_MOST_SEARCHED = 2_000  # texts
 _MOST_NUMBERS = 8_000_000  # of an answer: some 80 MB
 _KINDS = {Model: "classifier", LanguageModel: "language model", Tagger: "tagger"}
 
@@ -380,8 +381,15 @@ class Answers:
         above = bool(chosen.mean() >= values[:, unit].mean())
         bound = float(chosen.min() if above else chosen.max())
         texts = [line for line in corpus.splitlines() if line.strip()] if corpus.strip() else self._corpus
+        if len(texts) > _MOST_SEARCHED:
+            raise InputError(
+                f"there are too many texts to search in.\n  Received: {len(texts):,} texts.\n"
+                f"  Fix: {_MOST_SEARCHED:,} at the most, one a line."
+            )
+        for line in texts:
+            _check_text(network, line)
         found = introspect.stretches(
-            network, texts[:2000], take, unit, bound, above=above, shortest=last - first + 1, most=50
+            network, texts, take, unit, bound, above=above, shortest=last - first + 1, most=50
         )
         return {"bound": bound, "above": above, "texts": len(texts), "found": [f._asdict() for f in found]}
 
