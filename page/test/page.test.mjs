@@ -314,7 +314,41 @@ test("one file: Sentence and Paths from the disk, with the numbers of the server
   await page.screenshot({ path: join(SHOTS, "file-paths.png"), fullPage: true });
   assert.deepEqual(asked.filter((url) => !url.startsWith("data:") && !url.startsWith("file:///")), []);
   assert.equal(asked.filter((url) => url.startsWith("file:")).length, 1);
+  // What a slider's label says is what the curves are of, at first and where a link says another number.
+  const numbers = (from) => by(from, "verdict-lstm").locator("small").textContent();
+  const label = (key) => page.locator("label", { has: by(page, `slider-${key}`) }).locator("output").textContent();
+  for (const [hash, keep] of [["#/paths", "1"], ["#/paths?keep=3.7&scale=1.42", "3"], ["#/paths?keep=-6", "-3"]]) {
+    await page.goto("about:blank");
+    await page.goto(`file://${file}${hash}`);
+    await by(page, "verdict-lstm").waitFor();
+    assert.equal((await label("keep")).replace("−", "-"), keep);
+    const same = await visit(`#/paths?keep=${keep}&scale=${await label("scale")}`);
+    await by(same, "verdict-lstm").waitFor();
+    assert.equal(await numbers(page), await numbers(same));
+    await same.context().close();
+  }
   await context.close();
+  rmSync(place, { recursive: true, force: true });
+});
+
+test("one file of two layers: what reaches a word is the layer's own, and a layer that is not there is refused", async () => {
+  const place = mkdtempSync(join(tmpdir(), "unspool-layers-"));
+  const file = join(place, "views.html");
+  execFileSync(PYTHON, [join(HERE, "large.py"), place, example("lstm")]);
+  execFileSync(PYTHON, ["-m", "unspool", "inspect", join(place, "large"), "the film was not good", "--html", file, "--quiet"]);
+  const page = await (await browser.newContext({ viewport: DESK })).newPage();
+  const drawn = async (layer) => {
+    await page.goto("about:blank");
+    await page.goto(`file://${file}#/paths${layer}`);
+    return page.locator('path[data-series="by the cell state alone"]').getAttribute("d");
+  };
+  const top = await drawn("");
+  assert.equal(await drawn("?layer=1"), top);
+  assert.notEqual(await drawn("?layer=0"), top);
+  await page.goto("about:blank");
+  await page.goto(`file://${file}#/paths?layer=7`);
+  await page.getByText("holds only what was written into it").waitFor();
+  await page.context().close();
   rmSync(place, { recursive: true, force: true });
 });
 

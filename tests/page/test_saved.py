@@ -1,5 +1,6 @@
 """The page in one file: what is put in stays data, and without the built page it says how to build it."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import networks
 from unspool import introspect
 from unspool.errors import ConfigError
 from unspool.kernels.contract import Cell, Gate
 from unspool.model import Model
 from unspool.page import example, saved
+from unspool.page.answers import Answers
 from unspool.page.opened import Opened
 
 BUILT = """<!doctype html>
@@ -58,6 +61,33 @@ def test_the_file_holds_what_introspect_measures(network: Model, built: Path) ->
         "vanishes",
         "explodes",
     }
+
+
+def test_what_reaches_a_word_is_kept_for_every_layer(tmp_path: Path) -> None:
+    network = networks.build("lstm", 2).model
+    page, text = Answers({"it": Opened("it", network, None, "")}, {}, [], tmp_path), "the film was good"
+
+    kept = saved._kept(Opened("it", network, None, ""), text)
+
+    found = {tuple(given.items()): answer for given, answer in kept["reach"]}
+    directions = page.ask("model", {})["layers"][0]["directions"]
+    for layer, at, d in itertools.product((0, 1), range(4), range(directions)):
+        given = {"layer": layer, "at": at, "direction": d}
+        assert found.pop(tuple(given.items())) == page.ask("reach", {"text": text, **given})
+    assert not found
+    assert kept["reach"][0][0]["layer"] == 1  # what a page asks for that says no layer
+
+
+def test_what_the_small_layers_begin_with_is_kept(network: Model, tmp_path: Path) -> None:
+    page = Answers({}, {}, [], tmp_path)
+
+    kept = saved._kept(Opened("a model", network, None, ""), "good")
+
+    begun = {key: argument.default for key, argument in page.questions["paths"].arguments.items()}
+    assert [answer for given, answer in kept["paths"] if given == begun] == [page.ask("paths", {})]
+    for key, slider in kept["grid"].items():
+        stops = np.arange(slider["low"], slider["high"] + slider["step"] / 2, slider["step"])
+        np.testing.assert_allclose(stops, sorted({given[key] for given, _ in kept["paths"]}), atol=1e-9)
 
 
 def test_a_page_that_is_not_built_is_said(network: Model, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 const kept = document.getElementById("kept");
 export const saved = kept ? JSON.parse(kept.textContent) : null;
 
-/** The kept answer to a question: of numbers the nearest, of all else the same; what is not said fits all. */
+/** The kept answer to a question: of words and sliders the nearest, of all else the same; what is not said fits all. */
 function remembered(name, given) {
   let best = null;
   for (const [asked, answer] of saved[name] ?? []) {
@@ -12,7 +12,7 @@ function remembered(name, given) {
     for (const [key, value] of Object.entries(asked)) {
       const wanted = given[key] ?? "";
       if (wanted === "" || wanted === -1 || wanted === value) continue;
-      apart += typeof value === "number" && typeof wanted === "number" ? Math.abs(wanted - value) : Infinity;
+      apart += key === "at" || key in saved.grid ? Math.abs(wanted - value) : Infinity;
     }
     if (apart < (best?.apart ?? Infinity)) best = { apart, answer };
   }

@@ -11,8 +11,8 @@ from unspool.page.opened import Opened
 
 STATIC = Path(__file__).parent / "static"
 _SCALES = [k / 10 for k in range(21)]
-_KEEPS = [float(k) for k in range(-4, 9, 2)]
-_STEPS = 40
+_KEEPS = [float(k) for k in range(-3, 10, 2)]  # with 1, what the page begins with
+_USUAL = {"steps": 40, "clip": 1.0, "relu": True, "seed": 0}
 _MOST_REACHED = 100  # words whose reach is kept
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -66,12 +66,13 @@ def _kept(opened: Opened, text: str) -> dict[str, Any]:
             sentences.append([given, answers.ask("sentence", {"which": "kept", "text": text, **given})])
     words = len(first["words"])
     reach = [
-        [
-            {"at": at, "direction": d},
-            answers.ask("reach", {"which": "kept", "text": text, "at": at, "direction": d}),
-        ]
-        for at in reversed(range(max(0, words - _MOST_REACHED), words))
-        for d in range(len(first["maps"]))
+        [given, answers.ask("reach", {"which": "kept", "text": text, **given})]
+        for given in (
+            {"layer": layer, "at": at, "direction": d}
+            for layer in reversed(range(first["layers"]))
+            for at in reversed(range(max(0, words - _MOST_REACHED), words))
+            for d in range(len(first["maps"]))
+        )
     ]
     kept: dict[str, Any] = {
         "things": [
@@ -81,8 +82,8 @@ def _kept(opened: Opened, text: str) -> dict[str, Any]:
         "sentence": sentences,
         "reach": reach,
         "paths": [
-            [given, answers.ask("paths", {**given, "steps": _STEPS})]
-            for given in ({"scale": scale, "keep": keep} for scale in _SCALES for keep in _KEEPS)
+            [given, answers.ask("paths", given)]
+            for given in ({"scale": scale, "keep": keep, **_USUAL} for scale in _SCALES for keep in _KEEPS)
         ],
         "grid": {
             "scale": {"low": _SCALES[0], "high": _SCALES[-1], "step": _SCALES[1] - _SCALES[0]},
