@@ -214,17 +214,15 @@ def test_a_failure_report_opens_where_it_points(answers: Answers, tmp_path: Path
     assert run == {}
 
 
-def the_tagger() -> Tagger:
+def the_tagger(labels: tuple[str, ...] = ("A", "B", "C")) -> Tagger:
     torch.manual_seed(3)
     known = Vocabulary.build([["the", "cat", "sat"]], lowercase=True)
     letters = Vocabulary.build([list("abcdefghijklmnopqrstuvwxyz")], lowercase=False)
     config = tagging.Config(num_layers=2, hidden_size=12, word_size=6, letter_size=5, letter_hidden_size=4)
     tables = Tables(known, letters, Vocabulary.build([], lowercase=True))
-    network = tagging.Network(config, reader.Words(tables, np.zeros((2, 0), np.float32)), 3)
+    network = tagging.Network(config, reader.Words(tables, np.zeros((2, 0), np.float32)), len(labels))
     cell = Cell(config.cell)
-    d = tagger.Description(
-        tagger.TASK, ("A", "B", "C"), "none", "columns", "label", cell, 6, 0, 8, 5, 4, 12, 2
-    )
+    d = tagger.Description(tagger.TASK, labels, "none", "columns", "label", cell, 6, 0, 8, 5, 4, 12, 2)
     return Tagger(d, tables, training.weights(network))
 
 
@@ -272,6 +270,40 @@ def test_taggers_and_language_models_are_shown_too(
         page.ask("sentence", {"text": ""})
 
 
+def test_a_tagger_of_one_label_is_certain(tmp_path: Path) -> None:
+    page = Answers({"it": Opened("it", the_tagger(("A",)), None, "")}, {}, [], tmp_path)
+    told = page.ask("sentence", {"text": "the cat"})["prediction"]
+    assert (told["label"], told["score"], told["labels"]) == ("the: A", 1.0, ["A", "A"])
+
+
+def test_what_is_dropped_pushes_out_only_what_was_dropped(tmp_path: Path) -> None:
+    built = networks.build("gru", 2)
+    parts = networks.parts(built)
+    parts |= {files.MARKER: _marker(tmp_path, parts)}
+    named = {f"dropped-{k}": Opened(f"a folder's name, {k}", built.model, None, "") for k in (1, 2)}
+    page = Answers(named, {}, [], tmp_path)
+    for _ in range(6):
+        newest = page.open(parts)["which"]
+    shown = {thing["id"]: thing["title"] for thing in page.ask("things", {})["things"]}
+    for key, opened in named.items():
+        assert shown[key] == page.ask("model", {"which": key})["title"] == opened.title
+    assert page.ask("model", {"which": newest})["title"] == "dropped model"
+    assert sum(title == "dropped model" for title in shown.values()) == 4
+
+
+def test_what_is_dropped_while_the_list_is_made_does_not_end_it(tmp_path: Path) -> None:
+    parts = networks.parts(networks.build("gru", 2))
+    parts |= {files.MARKER: _marker(tmp_path, parts)}
+
+    class Late(Opened):
+        @property
+        def title(self) -> str:  # type: ignore[override]
+            return f"beside {page.open(parts)['which']}"
+
+    page = Answers({"late": Late("", None, None, "")}, {}, [], tmp_path)
+    assert page.ask("things", {})["things"][0]["title"] == "beside dropped-1"
+
+
 def test_a_long_text_is_refused_by_what_the_model_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,10 +311,15 @@ def test_a_long_text_is_refused_by_what_the_model_reads(
     assert len(page.ask("reach", {"text": "a" * 300})["words"]) == 300
     with pytest.raises(InputError, match="too long to be shown"):
         page.ask("sentence", {"text": "a" * (MOST_WORDS + 1)})  # one word, as many units as characters
-    monkeypatch.setattr("unspool.page.answers._MOST_NUMBERS", 120)
+    monkeypatch.setattr("unspool.page.answers.MOST_NUMBERS", 120)
     assert len(page.ask("sentence", {"text": "a" * 10})["words"]) == 10
     with pytest.raises(InputError, match=r"too long for so many units(.|\n)*a text of 10 words"):
         page.ask("sentence", {"text": "a" * 11})
+    assert len(page.ask("sentence", {"text": "aaa", "against": "aab"})["differences"][0]) == 3
+    assert "differences" not in page.ask("sentence", {"text": "a" * 6, "against": "b" * 4})
+    for text, against in (("a" * 4, "b" * 4), ("a" * 8, "b" * 3)):  # with what the two differ by
+        with pytest.raises(InputError, match=r"a text of 3 words, and another of as many"):
+            page.ask("sentence", {"text": text, "against": against})
 
 
 def test_a_path_is_opened_with_the_runs_beside_it(cache: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import networks
 from unspool import introspect
-from unspool.errors import ConfigError
+from unspool.errors import ConfigError, InputError
 from unspool.kernels.contract import Cell, Gate
 from unspool.model import Model
 from unspool.page import example, saved
@@ -88,6 +88,19 @@ def test_what_the_small_layers_begin_with_is_kept(network: Model, tmp_path: Path
     for key, slider in kept["grid"].items():
         stops = np.arange(slider["low"], slider["high"] + slider["step"] / 2, slider["step"])
         np.testing.assert_allclose(stops, sorted({given[key] for given, _ in kept["paths"]}), atol=1e-9)
+
+
+def test_a_text_too_long_for_one_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saved, "_SCALES", saved._SCALES[:2])
+    network = Opened("it", networks.build("lstm", 2).model, None, "")
+    kept = saved._kept(network, "good " * 8)
+    values = sum(len(row) for _, s in kept["sentence"] for m in s["maps"] for row in m)
+    values += sum(len(r[part]) for _, r in kept["reach"] for part in ("hidden", "cell", "cell_path"))
+    monkeypatch.setattr(saved, "MOST_NUMBERS", values)
+    assert saved._kept(network, "good " * 8)["reach"] == kept["reach"]
+    monkeypatch.setattr(saved, "MOST_NUMBERS", values - 1)
+    with pytest.raises(InputError, match=rf"one file(.|\n)*{values:,} numbers(.|\n)*a text of 7 words"):
+        saved._kept(network, "good " * 8)
 
 
 def test_a_page_that_is_not_built_is_said(network: Model, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ MOST_CHARACTERS = 200_000
 _CONTRIBUTION_STEPS = 64
 _MOST_ATTRIBUTED = 400  # words
 _MOST_SEARCHED = 2_000  # texts
-_MOST_NUMBERS = 8_000_000  # of an answer: some 80 MB
+MOST_NUMBERS = 8_000_000  # of an answer, or of one file: some 80 MB
 _KINDS = {Model: "classifier", LanguageModel: "language model", Tagger: "tagger"}
 
 
@@ -75,7 +75,8 @@ class Answers:
         self._corpus = list(corpus) or example.corpus()
         self._cache = cache
         self._opening = threading.Lock()
-        self._dropped = 0
+        self._dropped: dict[str, Opened] = {}
+        self._drops = 0
         which = Argument(str, "", "what is looked at; empty: what was opened first")
         text = Argument(str, "", f"what is read, {MOST_WORDS:,} words at the most")
         layer = Argument(int, -1, "the layer from 0; -1 the top one", -1000, 1000)
@@ -185,7 +186,9 @@ class Answers:
 
     def things(self) -> dict[str, Any]:
         """All that can be chosen."""
-        named = {key: opened.title for key, opened in self._open.items()}
+        with self._opening:
+            now = self._open | self._dropped
+        named = {key: opened.title for key, opened in now.items()}
         for cell in (Cell.LSTM, Cell.GRU, Cell.RNN_TANH):
             named.setdefault(key := f"example-{cell.value}", _example_title(key))
         runs = {key: path.name for key, path in self._runs.items()}
@@ -205,18 +208,21 @@ class Answers:
         """
         opened = of_parts(parts)
         with self._opening:
-            for key in [key for key in self._open if key.startswith("dropped-")][:-3]:
-                del self._open[key]  # so that a page that is left open does not fill the memory
-            self._dropped += 1
-            number = self._dropped
-            self._open[f"dropped-{number}"] = opened
+            for key in list(self._dropped)[:-3]:
+                del self._dropped[key]  # so that a page that is left open does not fill the memory
+            self._drops += 1
+            while (which := f"dropped-{self._drops}") in self._open:  # a model's own name
+                self._drops += 1
+            self._dropped[which] = opened
         fault = opened.fault
         named = {} if fault is None else {"fault": fault.title(), "shows": opened.place_of(fault)}
-        return {"which": f"dropped-{number}", "title": opened.title, **named}
+        return {"which": which, "title": opened.title, **named}
 
     def _opened(self, which: str) -> Opened:
         key = which or next(iter(self._open), f"example-{Cell.LSTM.value}")
         with self._opening:
+            if key in self._dropped:
+                return self._dropped[key]
             if key not in self._open:
                 self._open[key] = of_folder(self._example(key) / "best", _example_title(key))
             return self._open[key]
@@ -306,27 +312,34 @@ class Answers:
 
     def sentence(self, which: str, text: str, layer: int, quantity: str, against: str) -> dict[str, Any]:
         """The prediction and one heat map for each direction."""
-        recording = self._recording(which, text)
         network = self._opened(which).network
-        answer = {
-            **_heat(recording, layer, quantity),
-            "prediction": None if network is None else _prediction(network, text),
-        }
+        texts = [text, against] if against.strip() and network is not None else [text]
+        read = [self._recording(which, one) for one in texts]
+        heats = [_heat(one, layer, quantity) for one in read]
+        answer, maps = heats[0], [heat["maps"] for heat in heats]
+        if len(heats) == 2 and len(read[0].words) == len(read[1].words):
+            answer["differences"] = [np.subtract(a, b) for a, b in zip(*maps, strict=True)]
+            maps.append(answer["differences"])
+        numbers = sum(values.size for of in maps for values in of)
+        if numbers > MOST_NUMBERS:
+            units = sum(values.shape[1] for values in maps[0])
+            fitting = MOST_NUMBERS // (units * (1 if len(texts) == 1 else 3))
+            raise InputError(
+                f"the text is too long for so many units.\n  Received: {numbers:,} values of a gate.\n"
+                f"  Fix: {MOST_NUMBERS:,} at the most: a text of {fitting:,} words"
+                f"{'' if len(texts) == 1 else ', and another of as many'}."
+            )
+        for heat, one in zip(heats, texts, strict=True):
+            heat["prediction"] = None if network is None else _prediction(network, one)
         if isinstance(network, LanguageModel):
             answer["surprisal"] = [None, *network.surprisal(text).tolist()]
-        if against.strip() and network is not None:
-            other = self._recording(which, against)
-            before = {**_heat(other, layer, quantity), "prediction": _prediction(network, against)}
-            answer["against"] = before
+        if len(heats) == 2:
+            answer["against"] = heats[1]
             answer["changed"] = [
                 k
-                for k, pair in enumerate(zip(recording.words, other.words, strict=False))
+                for k, pair in enumerate(zip(read[0].words, read[1].words, strict=False))
                 if pair[0] != pair[1]
             ]
-            if len(recording.words) == len(other.words):
-                answer["differences"] = [
-                    np.subtract(a, b) for a, b in zip(answer["maps"], before["maps"], strict=True)
-                ]
         return answer
 
     def contributions(self, which: str, text: str) -> dict[str, Any]:
@@ -498,13 +511,6 @@ def _heat(recording: Recording, layer: int, quantity: str) -> dict[str, Any]:
     directions = [panels_of(recording, layer, d) for d in range(recording.directions)]
     k = _letter(directions[0], quantity)
     chosen = [panels[k] for panels in directions]
-    numbers = sum(panel.values.size for panel in chosen)
-    if numbers > _MOST_NUMBERS:
-        fitting = _MOST_NUMBERS * len(recording.words) // numbers
-        raise InputError(
-            f"the text is too long for so many units.\n  Received: {numbers:,} values of a gate.\n"
-            f"  Fix: {_MOST_NUMBERS:,} at the most: a text of {fitting:,} words."
-        )
     quantities = [panel.quantity._asdict() | {"signed": panel.signed} for panel in directions[0]]
     limit = max(largest(panel.values) for panel in chosen)
     return {
@@ -537,8 +543,10 @@ def _prediction(network: Network, text: str) -> dict[str, Any]:
     if isinstance(network, Tagger):
         split = text.split()
         (labels,) = network.predict([split])
-        at, moved = introspect.uncertain(network, text), introspect.contributions(network, text, steps=1)
-        return {"text": text, "label": f"{split[at]}: {moved.label}", "score": moved.score, "labels": labels}
+        at, score = introspect.uncertain(network, text), 1.0
+        if len(network.description.labels) > 1:  # an only label is certain
+            score = introspect.contributions(network, text, steps=1, at=at).score
+        return {"text": text, "label": f"{split[at]}: {labels[at]}", "score": score, "labels": labels}
     logs, _ = network.run(network.encode([text]).tokens[0])
     likeliest = int(logs[-1].argmax())
     word = network.vocabulary.tokens[likeliest]

@@ -1,12 +1,14 @@
 """The Sentence and Paths views as one file that needs no server: the built page with its answers in it."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 from unspool.errors import ConfigError, InputError
-from unspool.page.answers import Answers
+from unspool.language import LanguageModel
+from unspool.page.answers import MOST_NUMBERS, Answers
 from unspool.page.opened import Opened
 
 STATIC = Path(__file__).parent / "static"
@@ -59,19 +61,28 @@ def html(opened: Opened, text: str, static: Path = STATIC) -> str:
 def _kept(opened: Opened, text: str) -> dict[str, Any]:
     answers = Answers({"kept": opened}, {}, [], Path())
     first = answers.ask("sentence", {"which": "kept", "text": text})
+    words, maps = len(first["words"]), len(first["maps"])
+    values = maps * words * len(first["maps"][0][0]) * len(first["quantities"])
+    numbers = first["layers"] * (values + 3 * maps * words * min(words, _MOST_REACHED))
+    if numbers > MOST_NUMBERS:
+        raise InputError(
+            f"the text is too long to be kept in one file, with all gates of all layers.\n"
+            f"  Received: {numbers:,} numbers.\n"
+            f"  Fix: {MOST_NUMBERS:,} at the most: a text of {MOST_NUMBERS * words // numbers:,} words; "
+            f"unspool see shows more."
+        )
     sentences = []
     for layer in reversed(range(first["layers"])):  # the top one first: it is what the page asks for
         for quantity in first["quantities"]:
             given = {"layer": layer, "quantity": quantity["letter"]}
             sentences.append([given, answers.ask("sentence", {"which": "kept", "text": text, **given})])
-    words = len(first["words"])
     reach = [
         [given, answers.ask("reach", {"which": "kept", "text": text, **given})]
         for given in (
             {"layer": layer, "at": at, "direction": d}
             for layer in reversed(range(first["layers"]))
             for at in reversed(range(max(0, words - _MOST_REACHED), words))
-            for d in range(len(first["maps"]))
+            for d in range(maps)
         )
     ]
     kept: dict[str, Any] = {
@@ -90,8 +101,9 @@ def _kept(opened: Opened, text: str) -> dict[str, Any]:
             "keep": {"low": _KEEPS[0], "high": _KEEPS[-1], "step": _KEEPS[1] - _KEEPS[0]},
         },
     }
-    try:
-        kept["contributions"] = [[{}, answers.ask("contributions", {"which": "kept", "text": text})]]
-    except InputError:
-        kept["contributions"] = []  # none of a language model, or of so long a text: the page leaves them out
+    kept["contributions"] = []
+    if not isinstance(opened.network, LanguageModel):  # of one the page shows how hard each unit was to guess
+        with contextlib.suppress(InputError):  # none of so long a text: the page leaves them out
+            asked = answers.ask("contributions", {"which": "kept", "text": text})
+            kept["contributions"] = [[{}, asked]]
     return kept
