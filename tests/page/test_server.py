@@ -1,5 +1,6 @@
 """The page's server on a real socket: who may ask, what is refused before it is read, what no name opens."""
 
+import concurrent.futures
 import itertools
 import json
 import os
@@ -309,6 +310,50 @@ def test_slow_connections_are_closed_and_do_not_stand_in_the_way(
         line.close()
     told = running.ask("/api/things", "POST", content_length="10")
     assert told.status == 408
+
+
+def test_a_slow_question_keeps_its_turn_until_it_ends(
+    answers: Answers, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SECONDS_TO_ANSWER", 1.5)
+    begun, go_on = [], threading.Event()
+
+    def slow(name: str, given: Any) -> dict[str, Any]:
+        begun.append(name)
+        go_on.wait(60)
+        return {}
+
+    monkeypatch.setattr(answers, "ask", slow)
+    for running in _started(server.Page(answers, static=built)):
+        try:
+            with concurrent.futures.ThreadPoolExecutor(server.AT_ONCE) as pool:
+                asked = [pool.submit(running.question, "things") for _ in range(server.AT_ONCE)]
+            for one in asked:
+                assert one.result().status == 503
+                assert b"the answer takes too long" in one.result().body
+            told = running.question("things")  # those that nobody waits for any more still run
+            assert told.status == 503
+            assert b"before this one take too long" in told.body
+            assert len(begun) == server.AT_ONCE
+        finally:
+            go_on.set()
+        assert running.question("things").status == 200
+
+
+def test_the_clock_of_an_answer_begins_with_its_turn(
+    answers: Answers, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SECONDS_TO_ANSWER", 3.0)
+
+    def slow(name: str, given: Any) -> dict[str, Any]:
+        time.sleep(2)
+        return {}
+
+    monkeypatch.setattr(answers, "ask", slow)
+    for running in _started(server.Page(answers, static=built)):
+        with concurrent.futures.ThreadPoolExecutor(2 * server.AT_ONCE) as pool:
+            asked = [pool.submit(running.question, "things") for _ in range(2 * server.AT_ONCE)]
+        assert [one.result().status for one in asked] == [200] * len(asked)  # the last after four seconds
 
 
 def test_what_is_no_question_is_said_in_words(running: Running) -> None:

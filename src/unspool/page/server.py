@@ -33,7 +33,7 @@ STATIC = Path(__file__).parent / "static"
 MOST_BODY = 2 * 2**20  # bytes of a question
 MOST_OPEN_BODY = MOST_OPENED_BYTES + 2**16  # of the files that are dropped, with what stands between them
 SECONDS_TO_SEND = 20.0  # for a request's head, and again for its body
-SECONDS_TO_ANSWER = 120.0
+SECONDS_TO_ANSWER = 120.0  # from when a question has its turn; and so long it waits for one
 AT_ONCE = 2  # questions answered at a time; the others wait
 MOST_WAITING = 64
 COOKIE = "unspool-token"
@@ -220,14 +220,27 @@ class Page:
         return await self._in_turn(lambda: _bytes(self._answers.open(parts)))
 
     async def _in_turn(self, work: Callable[[], bytes]) -> Response:
-        """Answer in a thread, two at a time."""
+        """Answer in a thread, two at a time; a turn lasts until its thread ends, whoever still waits for it."""
         if self._turns.statistics().tasks_waiting >= MOST_WAITING:
             raise _Refusal(503, "too many questions at once.", "ask again in a moment.")
+        turn = object()
         try:
             with anyio.fail_after(SECONDS_TO_ANSWER):
-                told = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._turns)
+                await self._turns.acquire_on_behalf_of(turn)
         except TimeoutError:
-            raise _Refusal(503, "the answer takes too long.", "ask about a shorter text.") from None
+            raise _Refusal(503, "the questions before this one take too long.", "ask again later.") from None
+
+        def over(ended: "asyncio.Task[bytes]") -> None:
+            self._turns.release_on_behalf_of(turn)
+            _ = ended.cancelled() or ended.exception()  # nobody may be there any more to be told
+
+        running = asyncio.create_task(anyio.to_thread.run_sync(work, abandon_on_cancel=True))
+        running.add_done_callback(over)
+        done, _ = await asyncio.wait({running}, timeout=SECONDS_TO_ANSWER)
+        if not done:
+            raise _Refusal(503, "the answer takes too long.", "ask about a shorter text.")
+        try:
+            told = running.result()
         except (UnspoolError, OSError) as error:
             return _json({"error": str(error)}, 400)
         except MemoryError:
