@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import unspool
-from unspool import introspect, nn
+from unspool import files, introspect, nn
 from unspool.errors import InputError, ModelFileError
 from unspool.kernels.contract import Gate
 
@@ -130,6 +130,44 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken").write_bytes(b"nothing")
     with pytest.raises(ModelFileError):
         introspect.Capture.load(tmp_path / "broken")
+
+
+def test_a_file_whose_arrays_do_not_fit_is_no_capture(tmp_path: Path) -> None:
+    path = tmp_path / "capture.safetensors"
+    for made, missing in ((nn.LSTM, "cell"), (nn.GRU, "recurrent_candidate")):
+        layer = made(3, 4, 2)
+        with unspool.capture(layer) as recording:
+            layer(torch.randn(5, 2, 3, requires_grad=True))[0].sum().backward()
+        recording.save(path)
+        whole, about = files.unseal("capture", 1, path)
+        about = {"names": about["names"], "cells": about["cells"]}
+        assert introspect.Capture.load(path).names == ("",)
+        broken: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (whole, {"names": [], "cells": []}),
+            (whole, {"names": ["a", "b"], "cells": ["gru"]}),
+            (whole, about | {"cells": ["rnn_tanh"]}),
+            (whole | {"0.2.hidden": whole["0.1.hidden"]}, about),
+            (whole | {"0.lengths": np.array([5, 6])}, about),
+            (whole | {"0.lengths": np.array([5])}, about),
+            (whole | {"0.lengths": np.array([5.0, 5.0])}, about),
+            *(({name: a for name, a in whole.items() if name != gone}, about) for gone in whole),
+            *((whole | {name: np.ascontiguousarray(a[:-1])}, about) for name, a in whole.items()),
+            *(
+                (whole | {name: np.ascontiguousarray(a[..., :-1])}, about)
+                for name, a in whole.items()
+                if "input" not in name
+            ),
+            *(
+                (whole | {name: np.zeros(a.shape, np.int32)}, about)
+                for name, a in whole.items()
+                if "hidden" in name
+            ),
+        ]
+        assert f"0.0.{missing}" in whole
+        for tensors, said in broken:
+            path.write_bytes(files.seal("capture", 1, tensors, said))
+            with pytest.raises(ModelFileError, match="is not a capture"):
+                introspect.Capture.load(path)
 
 
 @pytest.mark.parametrize("seed", range(100))

@@ -1,6 +1,7 @@
 """What the page is told: the numbers of `introspect`, in strict JSON; and bad questions refused in words."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from unspool.errors import InputError, ModelFileError
 from unspool.kernels.contract import Cell, Gate
 from unspool.model import Model
 from unspool.page import example, runs
+from unspool.page import opened as opened_module
 from unspool.page.answers import MOST_WORDS, Answers
 from unspool.page.opened import Opened, of_path
 from unspool.page.paths import paths
@@ -209,7 +211,7 @@ def test_a_failure_report_opens_where_it_points(answers: Answers, tmp_path: Path
     heat = answers.ask("sentence", {"which": told["which"], "layer": 1})
     assert heat["maps"][0][8][0] is None  # what is no number stays none
     assert "infinity" not in json.dumps(heat).lower()
-    opened, run = of_path(tmp_path / "fault.safetensors")
+    opened, run, _ = of_path(tmp_path / "fault.safetensors")
     assert opened["fault.safetensors"].fault is not None
     assert run == {}
 
@@ -325,21 +327,45 @@ def test_a_long_text_is_refused_by_what_the_model_reads(
 def test_a_path_is_opened_with_the_runs_beside_it(cache: Path, tmp_path: Path) -> None:
     run, *_ = (example.folder(cell, cache) for cell in (Cell.LSTM, Cell.GRU, Cell.RNN_TANH))
     for path in (run, run / "best"):
-        models, found = of_path(path)
+        models, found, _ = of_path(path)
         assert [one.where for one in models.values()] == [str(run / "best")]
         assert next(iter(found)) == run.name
         assert len(found) == 3
-    models, found = of_path(run.parent)
+    models, found, _ = of_path(run.parent)
     assert len(models) == len(found) == 3
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "metrics.jsonl").touch()
-    assert of_path(begun) == ({}, {"begun": begun.resolve()})
+    assert of_path(begun) == ({}, {"begun": begun.resolve()}, [])
     with pytest.raises(ModelFileError, match="nothing to look at"):
         of_path(tmp_path / "absent")
     (tmp_path / "notes.txt").write_text("no recording")
     with pytest.raises(ModelFileError, match="not a safetensors file"):
         of_path(tmp_path / "notes.txt")
+
+
+def test_what_cannot_be_shown_of_runs_is_said_and_the_rest_is_shown(cache: Path, tmp_path: Path) -> None:
+    sound = example.folder(Cell.LSTM, cache)
+    for name in ("a-damaged", "b-parser", "c-sound"):
+        shutil.copytree(sound, tmp_path / name)
+    weights = tmp_path / "a-damaged" / "best" / files.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    config = tmp_path / "b-parser" / "best" / "config.json"
+    config.write_text(config.read_text().replace('"sentiment"', '"parsing"'))
+    models, found, left_out = of_path(tmp_path)
+    assert (list(models), list(found)) == (["c-sound/best"], ["a-damaged", "b-parser", "c-sound"])
+    assert [said.partition(" is left out: ")[0] for said in left_out] == ["a-damaged/best", "b-parser/best"]
+    assert "a model for parsing" in left_out[1]
+    for name, said in zip(("a-damaged", "b-parser"), left_out, strict=True):
+        one = of_path(tmp_path / name)  # the same as among others
+        assert (one.models, next(iter(one.runs)), one.left_out) == ({}, name, [said])
+        (tmp_path / name / "metrics.jsonl").unlink()
+        with pytest.raises(ModelFileError, match="Fix:"):
+            of_path(tmp_path / name)  # nothing of it can be shown
+    for k in range(opened_module._MOST_BESIDE):
+        (tmp_path / f"d{k:03}").mkdir()
+    assert any(said.startswith("3 of 203 entries") for said in of_path(tmp_path).left_out)
+    assert any(said.startswith("3 of 203 entries") for said in of_path(tmp_path / "c-sound").left_out)
 
 
 def test_a_run_that_is_being_written_is_read_on(tmp_path: Path) -> None:
@@ -361,5 +387,10 @@ def test_a_run_that_is_being_written_is_read_on(tmp_path: Path) -> None:
     again = runs.read(tmp_path, then["next"])
     assert [record["step"] for record in again["losses"]] == [0]
     assert again["next"] == len(lines[0])
+    strange = ['"epoch"', '["epoch"]', '{"monitor": {"l/exploded": 1}}', '{"loss": 1}', '{"epoch": 1}']
+    strange += [f'{{"step": 1, "monitor": {{"l/exploded": 1{"0" * 400}}}}}', "[" * 100_000]
+    log.write_text("\n".join(strange) + "\n")
+    told = runs.read(tmp_path)
+    assert not any(told[name] for name in ("epochs", "losses", "monitor", "warnings"))
     log.write_text("no json\n[1]\n" + lines[1])
     assert [record["step"] for record in runs.read(tmp_path)["losses"]] == [1]

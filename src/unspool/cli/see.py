@@ -10,15 +10,17 @@ from unspool import files
 from unspool.data.sources import cache_folder
 from unspool.errors import ConfigError, InputError, MissingExtra
 from unspool.page.answers import Answers
-from unspool.page.opened import of_folder, of_path
+from unspool.page.opened import Found, of_folder, of_path
 
 _HERE = ("127.0.0.1", "localhost", "::1")
 
 
 def answers_on(path: Path | None) -> Answers:
     """Open what is to be looked at; without a path the examples, trained on first use."""
-    models, runs = ({}, {}) if path is None else of_path(path)
-    return Answers(models, runs, [], cache_folder())
+    found = Found({}, {}, []) if path is None else of_path(path)
+    for said in found.left_out:
+        print(said, file=sys.stderr)
+    return Answers(found.models, found.runs, [], cache_folder())
 
 
 def answer(answers: Answers, question: str, given: str) -> dict[str, Any]:

@@ -228,18 +228,26 @@ class Capture(Shown):
         tensors, about = files.unseal(_WHAT, _VERSION, path)
         try:
             names, cells = (_texts(about.get(key)) for key in ("names", "cells"))
+            if not names or len(set(names)) < len(names):
+                raise ValueError(f"{len(names)} modules, {len(set(names))} names")
             readings: dict[str, list[Reading]] = {}
+            read = 0
             for m, (name, cell) in enumerate(zip(names, cells, strict=True)):
                 reading = Reading(Cell(cell), tensors[f"{m}.lengths"])
                 while f"{m}.{(k := len(reading.traces))}.gates" in tensors:
                     found = {part: tensors.get(f"{m}.{k}.{part}") for part in (*Trace._fields, *Flow._fields)}
                     reading.inputs.append(tensors[f"{m}.{k}.input"])
+                    _check_layer(f"{m}.{k}", reading, found)
+                    read += 1 + sum(array is not None for array in found.values())
                     reading.traces.append(Trace(**{part: found[part] for part in Trace._fields}))
                     flow = Flow(**{part: found[part] for part in Flow._fields})
                     reading.flows.append(None if flow.d_hidden is None else flow)
                 if not reading.traces:
                     raise ValueError(f"no trace of {name!r}")
                 readings[name] = [reading]
+                read += 1
+            if read != len(tensors):
+                raise ValueError(f"the tensors {', '.join(sorted(tensors)):.200}")
             return cls(readings)
         except (ValueError, KeyError) as error:
             raise files.not_a(_WHAT, path, ValueError(str(error))) from error
@@ -342,6 +350,37 @@ def tapped(model: Any) -> dict[str, Any]:
             "  Received: a capture inside a capture, or beside a monitor at work.\n  Fix: one at a time."
         )
     return layers
+
+
+def _check_layer(name: str, reading: Reading, found: dict[str, Any]) -> None:
+    """ValueError unless a layer's arrays of a file, the last input too, fit each other and the cell."""
+    cell, x, lengths = reading.cell, reading.inputs[-1], reading.lengths
+    steps, batch, directions, _, units = found["gates"].shape if found["gates"].ndim == 5 else (0,) * 5
+    first = reading.traces[0].gates.shape[:3] if reading.traces else (steps, batch, directions)
+    if directions not in (1, 2) or units == 0 or first != (steps, batch, directions):
+        raise ValueError(f"{name}.gates {found['gates'].shape}")
+    if lengths.shape != (batch,) or lengths.dtype.kind != "i" or np.any((lengths < 0) | (lengths > steps)):
+        raise ValueError(f"lengths of {lengths.dtype}, {lengths.shape}, for {steps} steps × {batch}")
+    if x.ndim != 3 or x.shape[:2] != (steps, batch):
+        raise ValueError(f"{name}.input {x.shape} for {steps} steps × {batch}")
+    hidden, flowed = found["hidden"], found["d_hidden"] is not None
+    shown = 0 if hidden is None or hidden.ndim != 4 else hidden.shape[3]  # with a projection not the units
+    gates, states = (len(cell.gates), units), (units,)
+    expected = {
+        "gates": gates,
+        "hidden": (shown,) if cell is Cell.LSTM and shown else states,
+        "cell": states if cell.has_cell_state else None,
+        "recurrent_candidate": states if cell is Cell.GRU else None,
+        "d_preactivation": gates if flowed else None,
+        "d_cell": states if flowed and cell.has_cell_state else None,
+    }
+    expected["d_hidden"] = expected["hidden"] if flowed else None
+    for part, array in found.items():
+        shape, last = None if array is None else array.shape, expected[part]
+        if shape != (None if last is None else (steps, batch, directions, *last)):
+            raise ValueError(f"{name}.{part} {shape} in a {cell.value} of {units} units")
+        if array is not None and array.dtype.kind != "f":
+            raise ValueError(f"{name}.{part} of {array.dtype}")
 
 
 def _texts(given: Any) -> list[str]:

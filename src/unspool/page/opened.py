@@ -34,6 +34,7 @@ _FOLDER = {
 _NOT_SHOWN = ("parsing", "translation")
 _MOST_CARD = 20_000  # characters
 _MOST_BESIDE = 200  # folders that are looked into
+_LOG = "metrics.jsonl"
 
 
 class Opened(NamedTuple):
@@ -75,50 +76,72 @@ class Opened(NamedTuple):
         }
 
 
-def of_path(path: Path) -> tuple[dict[str, Opened], dict[str, Path]]:
+class Found(NamedTuple):
+    """What lies at a path, by name, what was asked for first."""
+
+    models: dict[str, Opened]
+    runs: dict[str, Path]
+    left_out: list[str]  # what is not shown, and why
+
+
+def of_path(path: Path) -> Found:
     """Open what lies there: RUN, RUN/best, a recording, a failure report, or a folder of runs.
 
     Returns:
-        Models and recordings, and run folders, by name, what was asked for first.  Runs beside it
-        are there to be compared with; a run that has no model yet is there for its log.
+        Models and recordings, and run folders.  Runs beside it are there to be compared with; a run
+        whose model cannot be shown, or that has none yet, is there for its log.
 
     Raises:
         ModelFileError: there is nothing, or what cannot be looked at.
     """
     name = path.resolve().name
     if path.is_file():
-        return {name: of_file(path)}, {}
+        return Found({name: of_file(path)}, {}, [])
     if (path / model.CONFIG).is_file():
-        opened = of_folder(path)
-        return {opened.title: opened}, _runs_beside(path.resolve().parent)
+        opened, run = of_folder(path), path.resolve().parent
+        beside, left_out = _runs_in(run.parent) if _is_run(run) else ({}, [])
+        return Found({opened.title: opened}, ({run.name: run} if _is_run(run) else {}) | beside, left_out)
     if _is_run(path):
-        best = path / "best"
-        opened_best = {f"{name}/best": of_folder(best)} if best.is_dir() else {}
-        return opened_best, _runs_beside(path.resolve())
-    runs = _runs_in(path) if path.is_dir() else {}
+        run = path.resolve()
+        models, refused = _best_of({run.name: run})
+        beside, left_out = _runs_in(run.parent)
+        return Found(models, {run.name: run, **beside}, refused + left_out)
+    runs, left_out = _runs_in(path) if path.is_dir() else ({}, [])
     if not runs:
         raise ModelFileError(
             f"there is nothing to look at in {path}.\n"
             f"  Fix: give a run folder, a model folder such as RUN/best, or a recording "
             f"(unspool inspect MODEL TEXT -o FILE.safetensors)."
         )
-    models = {}
-    for key, run in runs.items():
-        if (run / "best").is_dir() and model.task_of(run / "best") not in _NOT_SHOWN:
-            models[f"{key}/best"] = of_folder(run / "best")
-    return models, runs
+    models, refused = _best_of(runs)
+    return Found(models, runs, refused + left_out)
+
+
+def _best_of(runs: Mapping[str, Path]) -> tuple[dict[str, Opened], list[str]]:
+    """The runs' models, and why others are not shown; ModelFileError where no run has a log either."""
+    models, refused, last = {}, [], None
+    for name, run in runs.items():
+        if (run / "best").is_dir():
+            try:
+                models[f"{name}/best"] = of_folder(run / "best")
+            except ModelFileError as error:
+                refused.append(f"{name}/best is left out: {error}")
+                last = error
+    if last is not None and not models and not any((run / _LOG).is_file() for run in runs.values()):
+        raise last
+    return models, refused
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "metrics.jsonl").is_file() or (path / "best").is_dir()
+    return (path / _LOG).is_file() or (path / "best").is_dir()
 
 
-def _runs_in(path: Path) -> dict[str, Path]:
-    return {run.name: run for run in sorted(path.iterdir())[:_MOST_BESIDE] if run.is_dir() and _is_run(run)}
-
-
-def _runs_beside(run: Path) -> dict[str, Path]:
-    return {run.name: run, **_runs_in(run.parent)} if _is_run(run) else {}
+def _runs_in(path: Path) -> tuple[dict[str, Path], list[str]]:
+    entries = sorted(path.iterdir())
+    runs = {run.name: run for run in entries[:_MOST_BESIDE] if run.is_dir() and _is_run(run)}
+    more = len(entries) - _MOST_BESIDE
+    said = f"{more:,} of {len(entries):,} entries of {path} are left out: the first {_MOST_BESIDE} are read."
+    return runs, [said] if more > 0 else []
 
 
 def of_folder(folder: Path, title: str = "") -> Opened:
@@ -200,7 +223,7 @@ def _of_capture(taken: Capture) -> tuple[Recording, Fault | None]:
     fault = introspect.locate_recorded(taken)
     reading = taken[fault.module if fault is not None else taken.names[0]]
     sample = 0 if fault is None or fault.sample is None else fault.sample
-    length = int(reading.lengths[sample])
+    length = int(reading.lengths[sample]) if reading.lengths.size else 0
     if length == 0:
         raise InputError("nothing was read.\n  Received: a capture of a sequence without steps.")
 

@@ -41,8 +41,10 @@ def read(place: Path, after: int = 0) -> dict[str, Any]:
     epochs, losses, monitored = [], [], []
     warned: dict[str, str] = {}
     for line in whole.decode("utf-8", "replace").splitlines():
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
+        with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             record = json.loads(line)
+            if not isinstance(record, dict) or "step" not in record:
+                continue
             if "epoch" in record:
                 epochs.append(record)
             elif "monitor" in record:

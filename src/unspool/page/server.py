@@ -220,7 +220,7 @@ class Page:
         return await self._in_turn(lambda: _bytes(self._answers.open(parts)))
 
     async def _in_turn(self, work: Callable[[], bytes]) -> Response:
-        """Answer in a thread, two at a time; a turn lasts until its thread ends, whoever still waits for it."""
+        """Answer in a thread, two at a time; a turn lasts until its thread ends, waited for or not."""
         if self._turns.statistics().tasks_waiting >= MOST_WAITING:
             raise _Refusal(503, "too many questions at once.", "ask again in a moment.")
         turn = object()
