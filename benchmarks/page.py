@@ -21,9 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-import unspool
 from stamp import in_words, stamp
-from unspool import files, model
+from unspool import model
 from unspool.kernels.contract import Cell
 from unspool.model import Description
 from unspool.page import example
@@ -53,15 +52,7 @@ def folder(place: Path) -> Path:
         name: draw.normal(0, 0.06, shape).astype(np.float32)
         for name, shape in model.shapes(description, len(vocabulary)).items()
     }
-    files.write_folder(
-        place / "model",
-        {
-            model.CONFIG: model.config_text(description.as_config(), tensors, unspool.__version__),
-            model.VOCABULARY: vocabulary.to_bytes(),
-            files.WEIGHTS: files.pack(tensors),
-            model.CARD: b"# Random weights\n",
-        },
-    )
+    example.write(place / "model", description, vocabulary, tensors, "# Random weights\n")
     return place / "model"
 
 

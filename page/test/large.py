@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-import unspool
-from unspool import files, introspect, model
+from unspool import introspect, model
 from unspool.kernels.contract import Cell
 from unspool.model import Description, Model
 from unspool.page import example
@@ -33,15 +32,7 @@ tensors = {
     name: chance.uniform(-0.1, 0.1, shape).astype(np.float32)
     for name, shape in model.shapes(description, len(vocabulary)).items()
 }
-files.write_folder(
-    place / "large",
-    {
-        model.CONFIG: model.config_text(description.as_config(), tensors, unspool.__version__),
-        model.VOCABULARY: vocabulary.to_bytes(),
-        files.WEIGHTS: files.pack(tensors),
-        model.CARD: b"# Drawn weights\n",
-    },
-)
+example.write(place / "large", description, vocabulary, tensors, "# Drawn weights\n")
 small = Model.load(sys.argv[2])
 texts = [text for text, _ in example.sentences(1000, seed=3)]
 introspect.record(small, " ".join(" ".join(texts).split()[:5000])).save(place / "long.safetensors")

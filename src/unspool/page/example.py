@@ -126,8 +126,16 @@ def train(cell: Cell, place: Path) -> Model:
         )
     files.write_file(place / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in log).encode())
     card = f"# An example of unspool's page\n\nA {cell.value}, trained on 800 sentences of a small grammar.\n"
+    write(place / "best", description, vocabulary, tensors, card)
+    return now
+
+
+def write(
+    place: Path, description: Description, vocabulary: Vocabulary, tensors: dict[str, Floats], card: str
+) -> None:
+    """Write a model folder of these weights."""
     files.write_folder(
-        place / "best",
+        place,
         {
             model.CONFIG: model.config_text(description.as_config(), tensors, unspool.__version__),
             model.VOCABULARY: vocabulary.to_bytes(),
@@ -135,7 +143,6 @@ def train(cell: Cell, place: Path) -> Model:
             model.CARD: card.encode(),
         },
     )
-    return now
 
 
 def _gradients(
