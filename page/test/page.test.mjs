@@ -88,13 +88,17 @@ function example(cell) {
   return folders.map((entry) => join(entry.parentPath ?? entry.path, entry.name)).find((path) => path.includes(`${cell}-`));
 }
 
-/** Point at one cell of the heat map, and read what stands beside it. */
+/** Point at one cell of the heat map, and read what stands beside it; again where what arrived meanwhile moved the map. */
 async function cell(page, { direction, word, unit }) {
   const heat = by(page, "heat").first();
-  const plan = JSON.parse(await heat.getAttribute("data-plan"));
-  const position = { x: plan.gutter + plan.maps[direction] + (unit + 0.5) * plan.cell, y: plan.head + (word + 0.5) * plan.row };
-  await heat.hover({ position });
-  return { position, said: await by(page, "readout").first().textContent() };
+  for (;;) {
+    const drawn = await heat.getAttribute("data-plan");
+    const plan = JSON.parse(drawn);
+    const position = { x: plan.gutter + plan.maps[direction] + (unit + 0.5) * plan.cell, y: plan.head + (word + 0.5) * plan.row };
+    await heat.hover({ position });
+    const said = await by(page, "readout").first().textContent();
+    if ((await heat.getAttribute("data-plan")) === drawn) return { position, said };
+  }
 }
 
 test("the built page is small", () => {

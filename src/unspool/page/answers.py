@@ -186,8 +186,9 @@ class Answers:
 
     def things(self) -> dict[str, Any]:
         """All that can be chosen."""
-        with self._opening:
-            now = self._open | self._dropped
+        now = (
+            self._open | self._dropped
+        )  # in one go, though others open things; not behind a training example
         named = {key: opened.title for key, opened in now.items()}
         for cell in (Cell.LSTM, Cell.GRU, Cell.RNN_TANH):
             named.setdefault(key := f"example-{cell.value}", _example_title(key))
