@@ -1,6 +1,6 @@
 """One layer as a differentiable operation: held, to the bit, to the kernels that it runs.
 
-The kernels' own numbers are held in tests/contract, whole stacks of layers in test_nn.
+The kernels' own numbers are held in tests/contract, whole stacks of layers in tests/nn.
 
     T time steps   B batch   I input size   H hidden size   D directions
 """

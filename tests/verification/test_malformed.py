@@ -514,7 +514,7 @@ def test_the_layers_refuse_every_malformed_call() -> None:
             paths = [path for path in _tensors(call) if path]
             path = paths[rng.integers(len(paths))]
             call, told = _put(call, path, _wrong_tensor(_at(call, path), rng)), str(path)
-        # AttributeError is torch's answer to what is no tensor, and so ours: tests/test_nn.py.
+        # AttributeError is torch's answer to what is no tensor, and so ours: tests/nn.
         with pytest.raises((ValueError, RuntimeError, TypeError, AttributeError)):  # noqa: PT012
             output, _ = layer(**call)
             output.sum().backward()
