@@ -7,6 +7,7 @@ Writes benchmarks/results/lab.json (every trial) and lab.md.
 """
 
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -23,27 +24,38 @@ def main() -> None:
     path = RESULTS / "lab.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     for name in chosen:
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), _processor_seconds()
         options = lab.Options(workers=2, say=lambda line: print(line, file=sys.stderr, flush=True))
         result = lab.load(name).run(options)
         kept[name] = {
             **_short(result.json()),
             "text": result.text(),
             "seconds": round(time.perf_counter() - started, 1),
+            "processor_seconds": round(_processor_seconds() - busy, 1),
             "stamp": stamp(f"unspool lab {name}"),
         }
         path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     lines = ["# What the laboratory found", ""]
     lines += [
-        "Each by `unspool lab NAME`; every trial is in `lab.json`. Seconds: with other work beside.",
+        "Each by `unspool lab NAME`; every trial is in `lab.json`. Seconds by the clock: with other work "
+        "beside. Processor time: of all workers together; on two free cores an experiment takes half of it.",
         "",
     ]
     for name in lab.EXPERIMENTS:
         if name in kept:
             found = kept[name]
-            lines += [f"## {name}", "", f"{in_words(found['stamp'])} {found['seconds']:g} s.", ""]
+            took = f"{found['seconds']:g} s"
+            if "processor_seconds" in found:
+                took += f", processor time {found['processor_seconds']:g} s"
+            lines += [f"## {name}", "", f"{in_words(found['stamp'])} {took}.", ""]
             lines += ["```text", found["text"], "```", ""]
     (RESULTS / "lab.md").write_text("\n".join(lines))
+
+
+def _processor_seconds() -> float:
+    """What this process and the workers that it has waited for have used."""
+    used = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:

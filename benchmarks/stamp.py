@@ -29,10 +29,17 @@ def in_words(about: dict[str, object]) -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, marked where the tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
+    """The commit that is checked out, marked where what it holds is changed, but for results themselves."""
+    found = _git("describe", "--always", "--exclude", "*")
+    changed = _git(
+        "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results"
+    )
+    return found + ("-dirty" if changed else "") if found else "unknown"
+
+
+def _git(*command: str) -> str:
+    done = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def machine() -> str:
