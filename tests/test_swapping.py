@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 from typing import Any
 
 import pytest
@@ -94,8 +95,51 @@ def test_what_is_left_says_why() -> None:
     assert nn.swap(model, select=["other"]).swapped == ()
     with pytest.raises(InputError, match="no module named 'nothing'"):
         nn.swap(model, select=["nothing"])
-    with pytest.raises(TypeError, match="takes a torch module"):
-        nn.swap([model])  # type: ignore[arg-type]
+    wrong: Any
+    for wrong in ([model], None, torch.nn.GRU):
+        for call in (nn.swap, nn.unswap):
+            with pytest.raises(TypeError, match=r"swap takes a torch module\n  Received: .*\n  Fix: "):
+                call(wrong)
+    wrong = 3
+    with pytest.raises(TypeError, match=r"select should be module names.*\n  Received: int"):
+        nn.swap(model, select=wrong)
+
+
+def test_names_may_come_one_by_one_and_one_name_is_one() -> None:
+    model = torch.nn.ModuleDict(
+        {"one": torch.nn.GRU(2, 2), "on": torch.nn.GRU(2, 2), "o": torch.nn.GRU(2, 2)}
+    )
+    assert nn.swap(model, select=(name for name in ("one", "o"))).swapped == ("one", "o")
+    assert nn.swap(model, select="on").swapped == ("on",)
+    with pytest.raises(InputError, match="no module named 'two'"):
+        nn.swap(model, select="two")
+
+
+def test_a_layer_whose_attributes_ours_would_refuse_is_left_and_the_rest_is_swapped() -> None:
+    model = torch.nn.ModuleList([torch.nn.GRU(2, 2), torch.nn.LSTM(2, 2), torch.nn.RNNCell(2, 2)])
+    model[1].batch_first = 1  # type: ignore[assignment]
+    model[2].nonlinearity = "gelu"
+    report = nn.swap(model)
+    assert report.swapped == ("0",)
+    assert [one.name for one in report.left] == ["1", "2"]
+    assert "batch_first should be of type bool" in report.left[0].why
+    assert type(model[1]) is torch.nn.LSTM
+
+
+def test_a_swapped_model_is_pickled_and_comes_back() -> None:
+    model = Model()
+    want = run(model)
+    nn.swap(model)
+    twin = pickle.loads(pickle.dumps(model))
+    assert isinstance(twin.first, nn.LSTM)
+    ours = run(model)
+    for a, b in zip(run(twin), ours, strict=True):
+        assert torch.equal(a, b)
+    nn.unswap(twin)
+    assert type(twin.first) is torch.nn.LSTM
+    for a, b in zip(run(twin), want, strict=True):
+        assert torch.equal(a, b)
+    pickle.dumps(twin)
 
 
 def test_a_layer_itself_can_be_swapped_copied_and_saved() -> None:

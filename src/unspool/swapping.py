@@ -41,18 +41,10 @@ class Report(NamedTuple):
 
 def swap(model: nn.Module, classes: Classes, select: Select) -> Report:
     """Make torch's recurrent layers ours; see `unspool.nn.swap`."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"swap takes a torch module\n  Received: {type(model).__name__}.\n  Fix: pass the model."
-        )
+    _check(model, "swap")
     named: dict[str, nn.Module] = dict(model.named_modules())
     if select is not None and not callable(select):
-        unknown = sorted(set(select) - set(named))
-        if unknown:
-            raise InputError(
-                f"the model has no module named {unknown[0]!r:.60}.\n"
-                f"  Fix: names are those of model.named_modules()."
-            )
+        select = _names(select, named)
     swapped: list[str] = []
     left: list[Left] = []
     theirs, ours = tuple(classes), tuple(classes.values())
@@ -62,7 +54,8 @@ def swap(model: nn.Module, classes: Classes, select: Select) -> Report:
         wanted = select is None or (select(name, module) if callable(select) else name in select)
         why = _why_not(module, classes) if wanted else "not selected"
         if why is None:
-            _become(module, classes[type(module)])
+            why = _become(module, classes[type(module)])
+        if why is None:
             swapped.append(name)
         else:
             left.append(Left(name, type(module).__name__, why))
@@ -71,6 +64,7 @@ def swap(model: nn.Module, classes: Classes, select: Select) -> Report:
 
 def unswap(model: nn.Module) -> tuple[str, ...]:
     """Make swapped layers torch's again; see `unspool.nn.unswap`."""
+    _check(model, "unswap")
     names = []
     for name, module in model.named_modules():
         if _FROM not in module.__dict__:
@@ -85,6 +79,31 @@ def unswap(model: nn.Module) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _check(model: Any, verb: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{verb} takes a torch module\n  Received: {type(model).__name__}.\n  Fix: pass the model."
+        )
+
+
+def _names(select: Any, named: Collection[str]) -> Collection[str]:
+    """The names that were selected, once: they may come from a generator; one alone is one name."""
+    try:
+        chosen = {select} if isinstance(select, str) else set(select)
+    except TypeError as error:
+        raise TypeError(
+            f"select should be module names, or a function of a name and a module\n"
+            f"  Received: {type(select).__name__}.\n  Fix: such as select=['encoder']."
+        ) from error
+    unknown = sorted(chosen - set(named), key=str)
+    if unknown:
+        raise InputError(
+            f"the model has no module named {unknown[0]!r:.60}.\n"
+            f"  Fix: names are those of model.named_modules()."
+        )
+    return chosen
+
+
 def _why_not(module: nn.Module, classes: Classes) -> str | None:
     """Why a layer cannot become ours, or None."""
     if type(module) not in classes:
@@ -95,8 +114,8 @@ def _why_not(module: nn.Module, classes: Classes) -> str | None:
     return None
 
 
-def _become(module: nn.Module, ours: type[nn.Module]) -> None:
-    """Give a module our class, and the attributes that ours has beyond torch's."""
+def _become(module: nn.Module, ours: type[nn.Module]) -> str | None:
+    """Give a module our class, and the attributes that ours has beyond torch's; or say why it cannot be."""
     held: Any = module
     options: dict[str, Any] = {"bias": held.bias, "device": "meta"}
     if hasattr(held, "num_layers"):
@@ -106,9 +125,16 @@ def _become(module: nn.Module, ours: type[nn.Module]) -> None:
         options["proj_size"] = held.proj_size
     if hasattr(held, "nonlinearity"):
         options["nonlinearity"] = held.nonlinearity
-    twin: Any = ours(held.input_size, held.hidden_size, **options)
+    try:
+        twin: Any = ours(held.input_size, held.hidden_size, **options)
+    except (TypeError, ValueError) as error:  # an attribute that was changed after the layer was made
+        return str(error).splitlines()[0]
+    module.__dict__.pop(
+        "_flat_weight_refs", None
+    )  # torch's, and nothing that can be pickled; `unswap` makes them
     given = [key for key in twin.__dict__ if key not in module.__dict__]
     for key in given:
         module.__dict__[key] = twin.__dict__[key]
     module.__dict__[_FROM] = (type(module), given)
     module.__class__ = ours
+    return None

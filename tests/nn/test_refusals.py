@@ -277,6 +277,97 @@ def test_what_torch_does_not_say_is_said_below_its_line(name: str, case: str) ->
     assert re.search(FURTHER_LINES[case], text), text
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [T, None, 1, 1, 1],
+        "abcde",
+        [2**63, 1, 1, 1, 1],
+        {T: 1},
+        torch.tensor([T, 1, 1, 1, 1], device="meta"),
+        torch.tensor([T, 1, 1, 1, 1]).to_sparse(),
+        torch.tensor([float(T), 1, 1, 1, 1], requires_grad=True),
+    ],
+    ids=["none in it", "string", "beyond int64", "dict", "meta", "sparse", "asking for a gradient"],
+)
+@pytest.mark.parametrize("name", LAYERS)
+def test_lengths_that_are_no_integers_are_refused_by_what_they_should_be(name: str, wrong: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"lengths must be one integer a sequence\.\n  Received: .*\n  Fix: "
+    ):
+        getattr(nn, name)(I, H)(batch(), lengths=wrong)
+
+
+def sparse_and_nested() -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls nested tensors a prototype
+        nested = torch.nested.nested_tensor([torch.randn(T, I), torch.randn(2, I)])
+    return {"sparse": batch().to_sparse(), "nested": nested}
+
+
+@pytest.mark.parametrize("kind", ["sparse", "nested"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_input_that_does_not_lie_in_rows_is_refused_as_torch_does_in_words_of_ours(
+    name: str, kind: str
+) -> None:
+    x = sparse_and_nested()[kind]
+    assert_refuses_with(
+        RuntimeError,
+        r"input must be a dense tensor\n  Received: a .*\n  Fix: ",
+        lambda library: getattr(library, name)(I, H)(x),
+    )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_sparse_state_or_option_is_refused(name: str) -> None:
+    module = getattr(nn, name)(I, H)
+    part = torch.zeros(1, B, H).to_sparse()
+    with pytest.raises(RuntimeError, match=r"hx must be a dense tensor\n  Received: .*sparse.*\n  Fix: "):
+        module(batch(), (part, part) if name == "LSTM" else part)
+    resets = torch.zeros(T, B, dtype=torch.bool).to_sparse()
+    with pytest.raises(RuntimeError, match=r"resets must be (.|\n)*  Received: .*sparse_coo"):
+        module(batch(), resets=resets)
+    with pytest.raises(RuntimeError, match=r"recurrent_mask must be (.|\n)*  Received: .*sparse_coo"):
+        module(batch(), recurrent_mask=part)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_weight_that_lies_elsewhere_is_refused_as_torch_does(name: str) -> None:
+    def call(library: Any) -> Any:
+        module = getattr(library, name)(I, H)
+        module.weight_hh_l0 = torch.nn.Parameter(torch.empty_like(module.weight_hh_l0, device="meta"))
+        return module(batch())
+
+    assert_refuses_alike(call)
+
+
+@pytest.mark.parametrize(
+    "given", [(None, None), (torch.zeros(1, B, H), None)], ids=["both", "the cell state"]
+)
+def test_a_pair_with_nothing_in_it_is_no_state(given: Any) -> None:
+    refusal(lambda: torch.nn.LSTM(I, H)(batch(), given))
+    with pytest.raises(TypeError, match=r"hx must be a tuple \(h_0, c_0\)\n  Received: tuple of .*NoneType"):
+        nn.LSTM(I, H)(batch(), given)
+    step = tuple(part if part is None else part[0] for part in given)
+    refusal(lambda: torch.nn.LSTMCell(I, H)(batch()[0], step))
+    with pytest.raises(TypeError, match=r"hx must be a tuple \(h, c\)\n  Received: tuple of .*NoneType"):
+        nn.LSTMCell(I, H)(batch()[0], step)
+
+
+@pytest.mark.parametrize("name", LAYERS + STEPS)
+def test_autocast_narrows_no_float64(name: str) -> None:
+    x = torch.randn(3, I, dtype=torch.float64)
+
+    def call(library: Any) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return getattr(library, name)(I, H)(x)
+
+    refusal(lambda: call(torch.nn))
+    kind, text = refusal(lambda: call(nn))
+    assert issubclass(kind, ValueError | RuntimeError)
+    assert "dtype (torch.float64) does not match weight dtype (torch.float32)" in text
+
+
 # -- refusals of the cells
 
 

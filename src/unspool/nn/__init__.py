@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unspool import swapping
 from unspool.kernels.contract import Cell, Gate
-from unspool.nn.arriving import check_pair
+from unspool.nn.arriving import check_pair, check_step_pair
 from unspool.nn.construction import check_forget_bias, rnn_cell
 from unspool.nn.recurrent import Recurrent
 from unspool.nn.step import Step
@@ -355,10 +355,7 @@ class LSTMCell(Step):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return h_t and c_t (B, H) from input (B, I) and (h_{t-1}, c_{t-1}); zeros if None."""
-        if isinstance(hx, Tensor):
-            raise TypeError(
-                "LSTMCell: hx must be a tuple (h, c)\n  Received: Tensor.\n  Fix: pass hx=(h, c)."
-            )
+        check_step_pair(hx)
         if hx is None or len(hx) == 2:
             small = self._small_call(input, *(hx or (None, None)))
             if small is not None:

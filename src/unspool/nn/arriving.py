@@ -1,5 +1,6 @@
 """What is asked of the tensors that arrive at a layer or a cell, and what is said of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ ORDINARY = (Tensor, nn.Parameter)
 
 
 def as_the_weights(x: Tensor, weight: Tensor) -> Tensor:
-    """Under autocast states and sums keep their weights' dtype, whatever was handed to the layer."""
+    """Under autocast states and sums keep their weights' dtype; float64 is left alone, as torch leaves it."""
     device = x.device.type
     if (
         torch.amp.is_autocast_available(device)
         and torch.is_autocast_enabled(device)
         and x.is_floating_point()
+        and x.dtype != torch.float64
     ):
         return x.to(weight.dtype)
     return x
@@ -33,12 +35,42 @@ def check_dtype(weight: Tensor) -> None:
         )
 
 
+def check_dense(x: Tensor, what: str) -> None:
+    """Raise where a tensor's numbers do not lie in rows and columns."""
+    if x.layout != torch.strided or x.is_nested:
+        kind = "a nested tensor" if x.is_nested else f"a tensor of {x.layout}"
+        fix = "torch.nested.to_padded_tensor, and lengths=" if x.is_nested else f"{what}.to_dense()"
+        raise RuntimeError(f"{what} must be a dense tensor\n  Received: {kind}.\n  Fix: {fix}.")
+
+
+def lengths_as_tensor(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
+    """Lengths in every form as a tensor, whose values are still to be checked."""
+    fix = f"\n  Fix: pass ({batch},) integers from 0 to {steps}."
+    if isinstance(lengths, Tensor):
+        found = lengths
+        if found.layout != torch.strided or found.is_meta:
+            raise InputError(
+                f"lengths must be one integer a sequence.\n  Received: a tensor of {found.layout} on "
+                f"{found.device}.{fix}"
+            )
+    else:
+        try:
+            found = torch.as_tensor(lengths)
+        except (TypeError, ValueError, RuntimeError) as error:
+            said = f"{type(lengths).__name__}, {str(error).splitlines()[0]:.100}"
+            raise InputError(f"lengths must be one integer a sequence.\n  Received: {said}.{fix}") from error
+        if not found.numel():
+            found = found.long()  # a list of nothing says nothing of its dtype
+    return found.unsqueeze(0) if found.dim() == 0 else found
+
+
 def fits(given: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
     return (
         isinstance(given, Tensor)
         and tuple(given.shape) == shape
         and given.dtype == dtype
         and given.device == device
+        and given.layout == torch.strided
     )
 
 
@@ -46,12 +78,29 @@ def received(given: Any) -> str:
     if not isinstance(given, Tensor):
         return type(given).__name__
     gradient = ", asking for a gradient" if given.requires_grad else ""
-    return f"{tuple(given.shape)} of {given.dtype} on {given.device}{gradient}"
+    layout = "" if given.layout == torch.strided else f", {given.layout}"
+    return f"{tuple(given.shape)} of {given.dtype} on {given.device}{layout}{gradient}"
 
 
 def check_pair(hx: Any) -> None:
-    if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
+    if hx is None:
+        return
+    if not isinstance(hx, tuple | list) or len(hx) != 2 or hx[0] is None or hx[1] is None:
         raise TypeError(
-            f"LSTM: hx must be a tuple (h_0, c_0)\n  Received: {type(hx).__name__}.\n"
+            f"LSTM: hx must be a tuple (h_0, c_0)\n  Received: {_parts(hx)}.\n"
             f"  Fix: pass hx=(h_0, c_0), each (num_layers x directions, batch, hidden_size)."
         )
+
+
+def check_step_pair(hx: Any) -> None:
+    """Of a cell: how many parts there are torch's words say, later."""
+    if hx is not None and (isinstance(hx, Tensor) or any(part is None for part in hx)):
+        raise TypeError(
+            f"LSTMCell: hx must be a tuple (h, c)\n  Received: {_parts(hx)}.\n  Fix: pass hx=(h, c)."
+        )
+
+
+def _parts(hx: Any) -> str:
+    if not isinstance(hx, tuple | list):
+        return type(hx).__name__
+    return f"{type(hx).__name__} of {', '.join(type(part).__name__ for part in hx) or 'nothing'}"

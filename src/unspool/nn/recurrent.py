@@ -14,7 +14,16 @@ from unspool import ops
 from unspool.errors import KernelsError
 from unspool.kernels import checks, load, masks
 from unspool.kernels.contract import Cell, Trace, Weights
-from unspool.nn.arriving import ORDINARY, as_the_weights, check_dtype, check_pair, fits, received
+from unspool.nn.arriving import (
+    ORDINARY,
+    as_the_weights,
+    check_dense,
+    check_dtype,
+    check_pair,
+    fits,
+    lengths_as_tensor,
+    received,
+)
 from unspool.nn.construction import (
     check_construction,
     check_options,
@@ -265,6 +274,7 @@ class Recurrent(nn.Module):
         if (
             type(x) not in ORDINARY
             or not x.is_cpu
+            or x.is_nested
             or self.tap is not None
             or self.recompute is not None
             or self.kernels == "reference"
@@ -579,6 +589,7 @@ class Recurrent(nn.Module):
     def _admit(self, x: Tensor, packed: bool = False) -> Tensor:
         weight = self.weight_ih_l0
         check_dtype(weight)
+        check_dense(x, "input")
         x = as_the_weights(x, weight)
         if x.dtype != weight.dtype:
             raise ValueError(
@@ -619,6 +630,8 @@ class Recurrent(nn.Module):
             form = "batched 3-D" if wanted_dims == 3 else "unbatched 2-D"
             names, got = ("hx and cx", f"({got}) tensors") if lstm else ("hx", f"{got} tensor")
             raise RuntimeError(f"For {form} input, {names} should also be {wanted_dims}-D but got {got}")
+        for part in hx:
+            check_dense(part, "hx")
         hx = tuple(as_the_weights(part, self.weight_hh_l0) for part in hx)
         if wanted_dims == 2:
             hx = tuple(part.unsqueeze(1) for part in hx)
@@ -649,11 +662,7 @@ class Recurrent(nn.Module):
     def _check_lengths(self, lengths: Tensor | Sequence[int] | None, x: Tensor) -> Tensor | None:
         if lengths is None:
             return None
-        as_tensor = torch.as_tensor(lengths)
-        if not isinstance(lengths, Tensor) and not as_tensor.numel():
-            as_tensor = as_tensor.long()  # a list of nothing says nothing of its dtype
-        if as_tensor.dim() == 0:
-            as_tensor = as_tensor.unsqueeze(0)
+        as_tensor = lengths_as_tensor(lengths, x.size(0), x.size(1))
         if ops.is_traced((as_tensor,)):  # values are not known yet: the operator checks them when it runs
             checks.check_lengths_form(as_tensor, x.size(0), x.size(1))
         else:

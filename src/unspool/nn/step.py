@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unspool import ops
 from unspool.kernels.contract import Cell
-from unspool.nn.arriving import ORDINARY, as_the_weights, check_dtype
+from unspool.nn.arriving import ORDINARY, as_the_weights, check_dense, check_dtype
 
 _STEP_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -57,6 +57,7 @@ class Step(nn.Module):
         if (
             type(x) not in ORDINARY
             or not x.is_cpu
+            or x.is_nested
             or not self._small
             or self.kernels == "reference"
             or not ops.is_ordinary()
@@ -133,6 +134,7 @@ class Step(nn.Module):
 
     def _admit(self, x: Tensor, what: str) -> Tensor:
         check_dtype(self.weight_ih)
+        check_dense(x, what)
         x = as_the_weights(x, self.weight_ih)
         if x.dtype != self.weight_ih.dtype:
             raise RuntimeError(

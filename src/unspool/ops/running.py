@@ -23,7 +23,15 @@ def _same(tensor: Tensor | None) -> Array:
 
 
 def _view(tensor: Tensor | None) -> Array:
-    return None if tensor is None else tensor.detach().resolve_neg().numpy()
+    if tensor is None:
+        return None
+    if not tensor.is_cpu:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at cpu and parameter "
+            f"tensor at {tensor.device}\n  Received: a weight {tuple(tensor.shape)} on {tensor.device}.\n"
+            "  Fix: layer.to('cpu')."
+        )
+    return tensor.detach().resolve_neg().numpy()
 
 
 def _to(x: Tensor) -> Callable[[Tensor | None], Array]:
