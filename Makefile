@@ -4,7 +4,7 @@
 #   make test        everything that CI runs but for the page in a browser: format, lint, types, layers, all tests
 #   make check       the same without the slow tests
 #   make mutants     plant bugs in the kernels; each must fail the contract suite
-#   make published   train the sentiment recipe on the benchmarks, five seeds each (an hour and more)
+#   make published   train the recipes on the benchmarks, several seeds each; runs written down are kept (hours)
 #   make lab         run the laboratory by its protocols (half an hour)
 #   make page        build the local page; needs node 20.19 or newer
 #   make page-test   drive the built page in Chromium; screenshots go to build/page-shots

@@ -1,10 +1,11 @@
-"""Train the sentiment recipe on the benchmarks, five seeds each, and write down what came out.
+"""Train the recipes on the benchmarks, a few seeds each, and write down what came out.
 
     make published        or        python benchmarks/quality.py [SET …]
 
-Needs UNSPOOL_DATA.  Each run is a `unspool train sentiment` of its own; runs that are written down already
-are not made again (remove benchmarks/results/quality.jsonl to start afresh).  With seed s, fold s-1 of MR and
-Subj is the test part, so that the spread is over splits as well as over seeds.
+Needs UNSPOOL_DATA.  Each run is a `unspool train` of its own; runs that are written down already are not made
+again (remove their lines from benchmarks/results/quality.jsonl for that).  With seed s, fold s-1 of MR and
+Subj is the test part, so that the spread is over splits as well as over seeds.  Lines with entered_from are
+runs made by hand before there was a row for them; that file says more of them.
 """
 
 import json
@@ -13,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stamp import commit, machine
 
@@ -24,13 +26,24 @@ TABLE = RESULTS / "quality.md"
 
 
 class Set(NamedTuple):
-    """One row of the table."""
+    """What is trained, and how often."""
 
-    title: str
+    recipe: str
     options: tuple[str, ...]
     seeds: int
-    folds: bool
-    bar: float  # per cent
+    folds: bool = False
+
+
+class Row(NamedTuple):
+    """One row of the table: a set's figure, and its bar; errors and nats are to lie under it."""
+
+    set: str
+    title: str
+    bar: str
+    measure: str = "accuracy, %"
+    key: str = "test"
+    scale: float = 100
+    digits: int = 2
 
 
 GLOVE = ("--vectors", "glove-50d")
@@ -38,20 +51,68 @@ IMDB = (
     *("--hidden-size", "64", "--embedding-size", "100", "--min-count", "10", "--max-length", "800"),
     *("--embedding-dropout", "0.3", "--word-dropout", "0.1", "--batch-size", "64", "--epochs", "3"),
 )
+NAMES = ("--data", "wnut17", "--word-dropout", "0.5")
+MULTI30K = (
+    *("--lowercase", "--embedding-size", "256", "--subwords", "6000", "--tied", "--input-dropout", "0.1"),
+    *("--layer-dropout", "0.2", "--learning-rate", "3e-3", "--epochs", "4"),
+)
+SPOKEN = (
+    *("--batch-size", "128", "--learning-rate", "3e-3", "--epochs", "10"),
+    *("--input-dropout", "0.1", "--layer-dropout", "0.2"),
+)
+SHAKESPEARE = (
+    *("--data", "tiny-shakespeare", "--hidden-size", "512", "--num-layers", "2", "--embedding-size", "128"),
+    *("--layer-dropout", "0.5", "--weight-dropout", "0.2", "--epochs", "25", "--learning-rate", "0.002"),
+    *("--batch-size", "32", "--window", "128"),
+)
+WAR_AND_PEACE = (
+    *("--data", "war-and-peace", "--hidden-size", "512", "--num-layers", "2", "--embedding-size", "128"),
+    *("--layer-dropout", "0.1", "--epochs", "12", "--learning-rate", "0.002"),
+    *("--batch-size", "32", "--window", "128"),
+)
 SETS = {
-    "mr": Set("MR, 90/10", ("--data", "mr"), 5, True, 77.5),
-    "sst2": Set("SST-2 sentences", ("--data", "sst2"), 5, False, 81.0),
-    "subj": Set("Subj, 90/10", ("--data", "subj"), 5, True, 92.0),
-    "mr-glove": Set("MR, 50-d GloVe", ("--data", "mr", *GLOVE), 5, True, 79.0),
-    "sst2-glove": Set("SST-2, 50-d GloVe", ("--data", "sst2", *GLOVE), 5, False, 83.0),
-    "imdb": Set(
-        "IMDB 25k/25k",
-        ("--data", "imdb", *IMDB),
-        1,
-        False,
-        87.0,
-    ),
+    "mr": Set("sentiment", ("--data", "mr"), 5, folds=True),
+    "sst2": Set("sentiment", ("--data", "sst2"), 5),
+    "subj": Set("sentiment", ("--data", "subj"), 5, folds=True),
+    "mr-glove": Set("sentiment", ("--data", "mr", *GLOVE), 5, folds=True),
+    "sst2-glove": Set("sentiment", ("--data", "sst2", *GLOVE), 5),
+    "imdb": Set("sentiment", ("--data", "imdb", *IMDB), 1),
+    "ewt": Set("tagging", ("--data", "ewt"), 3),
+    "ewt-glove": Set("tagging", ("--data", "ewt", *GLOVE), 3),
+    "conll2000": Set("tagging", ("--data", "conll2000"), 3),
+    "conll2000-glove": Set("tagging", ("--data", "conll2000", *GLOVE), 3),
+    "wnut17": Set("tagging", NAMES, 3),
+    "wnut17-glove": Set("tagging", (*NAMES, *GLOVE), 3),
+    "parsing": Set("parsing", ("--data", "ewt", *GLOVE), 3),
+    "multi30k-de-en": Set("translation", ("--data", "multi30k-de-en", *MULTI30K), 3),
+    "multi30k-en-de": Set("translation", ("--data", "multi30k-en-de", *MULTI30K), 3),
+    "cmudict": Set("translation", SPOKEN, 3),
+    "tiny-shakespeare": Set("language-model", SHAKESPEARE, 1),
+    "war-and-peace": Set("language-model", WAR_AND_PEACE, 1),
 }
+ROWS = (
+    Row("mr", "MR, 90/10", "77.5"),
+    Row("sst2", "SST-2 sentences", "81.0"),
+    Row("subj", "Subj, 90/10", "92.0"),
+    Row("mr-glove", "MR, 50-d GloVe", "79.0"),
+    Row("sst2-glove", "SST-2, 50-d GloVe", "83.0"),
+    Row("imdb", "IMDB 25k/25k", "87.0"),
+    Row("ewt", "UPOS, UD English EWT", "94.4"),
+    Row("ewt-glove", "UPOS, UD English EWT, 50-d GloVe", "95.4"),
+    Row("conll2000", "chunks, CoNLL-2000", "93.5", "F1, %"),
+    Row("conll2000-glove", "chunks, CoNLL-2000, 50-d GloVe", "94.5", "F1, %"),
+    Row("wnut17", "entities, WNUT-17", "–", "F1, %"),
+    Row("wnut17-glove", "entities, WNUT-17, 50-d GloVe", "36", "F1, %"),
+    Row("parsing", "trees, UD English EWT, 50-d GloVe", "87.0", "UAS, %", "uas"),
+    Row("parsing", "trees, UD English EWT, 50-d GloVe", "84.0", "LAS, %"),
+    Row("multi30k-de-en", "German → English, Multi30k 2016", "35", "BLEU", scale=1),
+    Row("multi30k-en-de", "English → German, Multi30k 2016", "33", "BLEU", scale=1),
+    Row("cmudict", "letters → phonemes, CMUdict", "≤ 31", "word error, %"),
+    Row(
+        "tiny-shakespeare", "tiny Shakespeare, its dev part", "≤ 1.55", "nats a character", scale=1, digits=3
+    ),
+    Row("war-and-peace", "War and Peace", "≤ 1.25", "nats a character", scale=1, digits=3),
+)
 
 
 def main() -> None:
@@ -66,18 +127,18 @@ def main() -> None:
             done.append(run)
             with LOG.open("a") as file:
                 file.write(json.dumps(run) + "\n")
-            print(f"{name} seed {seed}: {run['test']:.2%} in {run['seconds']:.0f} s", flush=True)
+            print(f"{name} seed {seed}: {run['test']:.4f} in {run['seconds']:.0f} s", flush=True)
     TABLE.write_text(table(done))
     print(f"written: {TABLE}")
 
 
-def train(name: str, seed: int) -> dict[str, object]:
+def train(name: str, seed: int) -> dict[str, Any]:
     """One run, by the command line, in a folder that is thrown away."""
     options = [*SETS[name].options, "--seed", str(seed)]
     if SETS[name].folds:
         options += ["--fold", str(seed - 1)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(Path(sys.executable).parent / "unspool"), "train", "sentiment", *options]
+        command = [str(Path(sys.executable).parent / "unspool"), "train", SETS[name].recipe, *options]
         started = time.perf_counter()
         printed = subprocess.run(
             [*command, "--json", "--quiet", "-o", f"{folder}/run"], check=True, capture_output=True, text=True
@@ -90,8 +151,8 @@ def train(name: str, seed: int) -> dict[str, object]:
         "set": name,
         "seed": seed,
         "test": outcome["value"],
-        "examples": outcome["examples"],
-        "dev": outcome["dev_accuracy"],
+        **{key: outcome[key] for key in ("uas", "examples") if key in outcome},
+        "dev": next(value for key, value in outcome.items() if key.startswith("dev_")),
         "best_epoch": max(record["epoch"] for record in epochs if record["best"]),
         "seconds": seconds,
         "epoch_seconds": statistics.median(record["seconds"] for record in epochs),
@@ -102,35 +163,45 @@ def train(name: str, seed: int) -> dict[str, object]:
     }
 
 
-def table(runs: list[dict[str, object]]) -> str:
+def table(runs: Sequence[dict[str, Any]]) -> str:
     """The runs as Markdown."""
     lines = [
-        "# What the sentiment recipe reaches",
+        "# What the recipes reach",
         "",
-        "Test accuracy in per cent at the epoch that the dev part chose; mean and sample standard deviation "
-        "over seeds.  Made by `make published`; each run with its command, date and commit is a line of "
-        "`quality.jsonl`.  Seconds are for a whole run, reading, training and testing included.",
+        "On the test part, at the epoch that the dev part chose; mean and sample standard deviation over "
+        "seeds.  Made by `make published`; each run with its command, date and commit is a line of "
+        "`quality.jsonl`.  Seconds are for a whole run, reading, training and testing included, other work "
+        "beside it: an upper bound.",
         "",
-        "| set | bar | mean | sd | min | max | seeds | test examples | s a run | s an epoch |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| set | measure | bar | mean | sd | min | max | seeds | s a run |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    commands = []
-    for name, row in SETS.items():
-        mine = [run for run in runs if run["set"] == name]
+    for row in ROWS:
+        mine = [run for run in runs if run["set"] == row.set]
         if not mine:
             continue
-        scores = [100 * float(str(run["test"])) for run in mine]
-        spread = f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else "–"
-        seconds = statistics.median(float(str(run["seconds"])) for run in mine)
-        epoch = statistics.median(float(str(run["epoch_seconds"])) for run in mine)
+        scores = [row.scale * run[row.key] for run in mine]
+        mean, least, most = (f"{of(scores):.{row.digits}f}" for of in (statistics.mean, min, max))
+        spread = f"{statistics.stdev(scores):.{row.digits}f}" if len(scores) > 1 else "–"
+        seconds = [run["seconds"] for run in mine if run["seconds"] is not None]
         lines.append(
-            f"| {row.title} | {row.bar} | **{statistics.mean(scores):.2f}** | {spread} | {min(scores):.2f} "
-            f"| {max(scores):.2f} | {len(scores)} | {mine[0]['examples']} | {seconds:.0f} | {epoch:.1f} |"
+            f"| {row.title} | {row.measure} | {row.bar} | **{mean}** | {spread} | {least} | {most} "
+            f"| {len(scores)} | {f'{statistics.median(seconds):.0f}' if seconds else '–'} |"
         )
-        commands.append(
-            f"- {row.title}: `{mine[0]['command']}` (seed 1; {mine[0]['commit']}, {mine[0]['date']})"
-        )
-    lines += ["", "Commands:", "", *commands, "", f"Machine: {runs[0]['machine']}.", ""]
+    lines += [
+        "",
+        "More of each: [tagging](tagging.md), [parsing](parsing.md), [translation](translation.md), "
+        "[language models](language-model.md); how long an epoch takes undisturbed, beside torch's: "
+        "[epochs.md](epochs.md), [recipes.md](recipes.md).",
+        "",
+        "Commands, of seed 1:",
+        "",
+    ]
+    for name in SETS:
+        for run in [run for run in runs if run["set"] == name][:1]:
+            lines.append(f"- {name}: `{run['command']}` ({run['commit']}, {run['date']})")
+    machines = sorted({run["machine"] for run in runs})
+    lines += ["", f"Machines: {'; '.join(machines)}.", ""]
     return "\n".join(lines)
 
 
