@@ -27,7 +27,7 @@ from unspool import sentences as reading
 from unspool import trees
 from unspool.errors import ConfigError, InputError
 from unspool.kernels import choose, load
-from unspool.kernels.contract import Cell, Kernels
+from unspool.kernels.contract import Cell, Kernels, Trace
 from unspool.model import Floats, Ints
 from unspool.sentences import Encoded, Tables
 from unspool.trees import Tree
@@ -129,6 +129,7 @@ class Parser:
         self.tables = tables
         self.kernels: Kernels = choose("float32") if kernels == "auto" else load(kernels)
         self.reader = reading.Reader(description, tables, tensors, self.kernels)
+        self.weights = self.reader.weights
         self._tensors = tensors
         # (2·A + 2·R, 2·H): one product makes all four sides of a word.
         weights = [tensors[f"{name}.weight"] for name, _ in SIDES]
@@ -170,6 +171,14 @@ class Parser:
             InputError: not a list of lists of words.
         """
         return reading.encode(sentences, self.tables)
+
+    def embed(self, encoded: Encoded) -> Floats:
+        """What the first layer reads of each word: (T, B, E)."""
+        return self.reader.embed(encoded)
+
+    def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
+        """Run all layers over (T, B, E) and keep every layer's trace."""
+        return self.reader.traced(x, lengths)
 
     def scored(self, encoded: Encoded) -> list[Scored]:
         """Score the arcs and tags of each sentence, and prepare its relations."""

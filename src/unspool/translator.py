@@ -23,7 +23,7 @@ from unspool import attention, search, subwords
 from unspool import model as serving
 from unspool.errors import InputError
 from unspool.kernels import choose, load
-from unspool.kernels.contract import Cell, Kernels, State
+from unspool.kernels.contract import Cell, Kernels, State, Trace
 from unspool.model import Floats, Ints
 from unspool.vocabulary import PAD, PAD_TOKEN, UNKNOWN, UNKNOWN_TOKEN, Vocabulary
 
@@ -176,14 +176,13 @@ class Translator:
         self.target = target
         self.kernels: Kernels = choose("float32") if kernels == "auto" else load(kernels)
         self._tensors = tensors
-        self._encoder, self._decoder = (
-            [
-                self.kernels.prepare(
-                    d.cell, serving.layer_weights(d.cell, directions, tensors, f"{part}.{k}.")
-                )
-                for k in range(d.num_layers)
-            ]
+        self.weights, self.decoder_weights = (
+            [serving.layer_weights(d.cell, directions, tensors, f"{part}.{k}.") for k in range(d.num_layers)]
             for part, directions in (("encoder", 2), ("decoder", 1))
+        )
+        self._encoder, self._decoder = (
+            [self.kernels.prepare(d.cell, weights) for weights in part]
+            for part in (self.weights, self.decoder_weights)
         )
         self._attention = attention.Weights(
             *(tensors.get(f"attention.{n}") for n in attention.Weights._fields)
@@ -215,11 +214,23 @@ class Translator:
             f"kernels={self.kernels.describe()})"
         )
 
+    def encode(self, texts: Sequence[str]) -> list[Ints]:
+        """The numbers of each text's units, and the end."""
+        return [np.append(self.source.encode(text), END) for text in texts]
+
+    def embed(self, numbers: Ints) -> Floats:
+        """What the encoder's first layer reads: (S, B, E) of (B, S)."""
+        return np.ascontiguousarray(self._tensors["source.weight"][numbers.T])
+
+    def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
+        """Run the encoder over (S, B, E) and keep every layer's trace."""
+        return serving.traced(self.kernels, self._encoder, x, lengths)
+
     def read(self, sources: Sequence[Ints]) -> Memory:
         """Read sources of numbers, each of which ends with the end."""
         d, tensors = self.description, self._tensors
         numbers, lengths = padded(sources)
-        x = np.ascontiguousarray(tensors["source.weight"][numbers.T])
+        x = self.embed(numbers)
         for prepared in self._encoder:
             hidden, final = self.kernels.infer(prepared, x, lengths=lengths)
             x = serving.side_by_side(hidden)
@@ -271,7 +282,7 @@ class Translator:
             raise InputError(f"the input should be a list of texts.\n  Received: {texts!r:.60}.")
         if batch_size < 1:
             raise InputError(f"batch_size should be 1 or more.\n  Received: {batch_size}.")
-        numbers = [np.append(self.source.encode(text), END) for text in texts]
+        numbers = self.encode(texts)
         answers: list[Any] = [None] * len(texts)
         order = np.argsort([-len(n) for n in numbers], kind="stable")
         for at in range(0, len(order), batch_size):

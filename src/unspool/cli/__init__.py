@@ -343,7 +343,8 @@ def inspect(
     if task == PARSING:
         if output is not None:
             raise ConfigError(
-                "inspect writes no file for a parser yet.\n  Fix: leave --output out; --json prints all."
+                "inspect draws no such file of a parser.\n"
+                "  Fix: --html FILE.html writes a page of it; --json prints all."
             )
         if json:
             streams.show_json(parsing.inspection(model, text))

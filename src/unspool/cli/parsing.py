@@ -6,20 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from unspool import trees
 from unspool.cli.own_part import own_part
 from unspool.data import conll, dependencies, tagged
 from unspool.data.conll import Sentence
 from unspool.kernels.contract import Gate
 from unspool.metrics import ArcScore
-from unspool.model import side_by_side
+from unspool.page import structures
 from unspool.parser import TASK, Parser
 
 _AT_ONCE = 64
-_SHOWN = 3  # heads and relations, the likeliest first
 
 
 def evaluate(model: Path, data: Path | None, *, quiet: bool) -> ArcScore:
@@ -53,47 +48,7 @@ def predict(model: Path, texts: Sequence[str], stdin: Iterable[bytes]) -> Iterat
 
 def inspection(model: Path, text: str) -> dict[str, Any]:
     """A text's tree, how sure the parser is of each arc and relation, and the mean gates of each layer."""
-    loaded = Parser.load(model)
-    d = loaded.description
-    words = text.split()
-    encoded = loaded.encode([words])
-    traces = loaded.reader.traced(loaded.reader.embed(encoded), encoded.lengths)
-    (scored,) = loaded.read_out([side_by_side(traces[-1].hidden)[:, 0]])
-    (tree,) = loaded.decide([scored])
-    heads = np.array(tree.heads, np.int64)
-    arcs = scored.arcs.copy()
-    arcs[np.arange(len(words)), np.arange(len(words)) + 1] = -np.inf  # no word is its own head
-    best = trees.best(scored.arcs)
-    names = ["ROOT", *words]
-    (kinds,) = loaded.relations([scored], [heads])
-    known = loaded.tables.words.known([word.lower() for word in words])
-    return {
-        "words": words,
-        "known": [bool(k) for k in known],
-        "heads": list(tree.heads),
-        "relations": list(tree.relations),
-        "tags": list(tree.tags),
-        "score": round(float(scored.arcs[np.arange(len(words)), best].sum()), 6),
-        "greedy": arcs.argmax(1).tolist(),
-        "arcs": [
-            [
-                {"head": k, "word": names[k], "score": round(float(row[k]), 6), "share": share}
-                for k, share in top
-            ]
-            for row, top in zip(arcs, _likeliest(arcs), strict=True)
-        ],
-        "kinds": [{d.relations[k]: share for k, share in top} for top in _likeliest(kinds)],
-        "mean gates": [
-            {
-                direction: {
-                    gate.value: _rounded(trace.gates[:, 0, at, d.cell.position(gate)].mean(1))
-                    for gate in d.cell.gates
-                }
-                for at, direction in enumerate(("forward", "reverse"))
-            }
-            for trace in traces
-        ],
-    }
+    return structures.parsed(Parser.load(model), text)
 
 
 def table(model: Path, text: str) -> str:
@@ -135,22 +90,6 @@ def table(model: Path, text: str) -> str:
             "head chosen; * a word unknown but for its letters",
         ]
     )
-
-
-def _likeliest(scores: NDArray[np.float32]) -> list[list[tuple[int, float]]]:
-    """Of each row the best places, with their share by softmax."""
-    if not scores.size:
-        return [[] for _ in scores]
-    e = np.exp(scores - scores.max(1, keepdims=True))
-    shares = e / e.sum(1, keepdims=True)
-    return [
-        [(int(k), round(float(row[k]), 6)) for k in np.argsort(-row, kind="stable")[:_SHOWN] if row[k] > 0]
-        for row in shares
-    ]
-
-
-def _rounded(values: NDArray[np.float32]) -> list[float]:
-    return [round(float(value), 6) for value in values]
 
 
 def _own(model: Path, quiet: bool) -> list[Sentence]:

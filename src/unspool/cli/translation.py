@@ -9,7 +9,7 @@ from unspool import files
 from unspool.cli.own_part import own_part
 from unspool.data import pairs
 from unspool.metrics import Bleu, WordErrors
-from unspool.page import alignment
+from unspool.page import alignment, structures
 from unspool.translator import TASK, Translator
 
 
@@ -35,15 +35,7 @@ def predict(model: Path, texts: Iterable[str], at_once: int, beam: int) -> Itera
 
 def inspection(model: Path, text: str, beam: int) -> dict[str, Any]:
     """A translation with its attention, for programs."""
-    (found,) = Translator.load(model).translate([pairs.tidy(text)], width=beam)
-    return {
-        "text": found.text,
-        "score": found.score,
-        "log_probability": found.log_probability,
-        "source": list(found.source),
-        "target": list(found.target),
-        "attention": [[round(float(share), 6) for share in row] for row in found.attention],
-    }
+    return structures.translated(Translator.load(model), pairs.tidy(text), beam)
 
 
 def picture(model: Path, text: str, beam: int, output: Path | None) -> str:

@@ -18,7 +18,9 @@ from unspool.introspect.tables import Shown
 from unspool.kernels.contract import Trace
 from unspool.language import LanguageModel
 from unspool.model import Floats, Ints, Model, side_by_side, softmax
+from unspool.parser import Parser
 from unspool.tagger import Tagger
+from unspool.translator import Translator
 from unspool.vocabulary import PAD, UNKNOWN
 
 
@@ -95,6 +97,11 @@ def contributions(
         if lengths is not None:
             raise InputError("a text has its own length.\n  Received: lengths.\n  Fix: leave them out.")
         return _of_label(model, x, 128 if steps is None else steps, target, at)
+    if isinstance(model, Parser | Translator):
+        raise InputError(
+            f"there is no one margin to explain.\n  Received: a {type(model).__name__}.\n"
+            "  Fix: look at the scores of a parser's arcs, and at a translator's attention (unspool inspect)."
+        )
     if not isinstance(model, Model):
         return of_module(model, x, 1024 if steps is None else steps, target, at, lengths)
     for name, given in (("target", target), ("at", at), ("lengths", lengths)):

@@ -19,8 +19,10 @@ from unspool.introspect.capture import Capture, Reading
 from unspool.introspect.tables import Shown, lines
 from unspool.kernels.contract import Cell, Gate, Trace
 from unspool.language import LanguageModel
-from unspool.model import Floats, Model
+from unspool.model import Floats
+from unspool.parser import Parser
 from unspool.tagger import Tagger
+from unspool.translator import END_TOKEN, Translator
 from unspool.vocabulary import UNKNOWN, words
 
 _WHAT = "recording"
@@ -154,13 +156,13 @@ class Recording(Shown):
 def record(given: Any, x: Any, *, lengths: Any = None) -> Any:
     """Run something once, as it answers, and keep every gate and state of every layer and direction.
 
-        record(model, "a quietly moving film")      a `Model`, `LanguageModel`, `Tagger`: its `Recording`
+        record(model, "a quietly moving film")      a `Model`, `Tagger`, `Parser` …: its `Recording`
         record(layer, x)                            an nn layer, ours or torch's: a `Capture`, of the name ""
         record(network, x)                          a torch model: a `Capture`, by the modules' names
 
     Args:
-        given: a `Model`, `LanguageModel` or `Tagger`, a layer, or a torch model with layers of unspool.nn in
-            it, run in eval mode.
+        given: a `Model`, `LanguageModel`, `Tagger`, `Parser` or `Translator` (its encoder), a layer, or a
+            torch model with layers of unspool.nn in it, run in eval mode.
         x: the text; or what the layer or model takes, see `gradient_terms`.
         lengths: (B,) real steps.  None: all.
 
@@ -177,17 +179,19 @@ def record(given: Any, x: Any, *, lengths: Any = None) -> Any:
     return Capture({"": [Reading.of(stack.cell, stack.forward(stack.read(x)[0], lengths))]})
 
 
-def _of_text(model: Model | LanguageModel | Tagger, text: str) -> Recording:
+def _of_text(model: stacks.Reader, text: str) -> Recording:
     tokens = words_of(model, text)
     traces = model.traced(*stacks.read_texts(model, [text]))
-    if isinstance(model, Tagger):
+    if isinstance(model, Tagger | Parser):
         known = model.tables.words.known([word.lower() for word in tokens])
+    elif isinstance(model, Translator):
+        known = model.encode([text])[0] != UNKNOWN
     else:
         known = model.encode([text]).tokens[0] != UNKNOWN
     return Recording(model.description.cell, tokens, tuple(map(bool, known)), tuple(traces))
 
 
-def words_of(model: Model | LanguageModel | Tagger, text: str) -> tuple[str, ...]:
+def words_of(model: stacks.Reader, text: str) -> tuple[str, ...]:
     """The words that the model reads of a text, of a language model its units; there must be one."""
     if not isinstance(text, str):
         raise InputError(
@@ -198,13 +202,15 @@ def words_of(model: Model | LanguageModel | Tagger, text: str) -> tuple[str, ...
         if not text:
             raise InputError("there is no text.\n  Received: nothing to read.\n  Fix: give a sentence.")
         return model.shown(text)
-    if isinstance(model, Tagger):
+    if isinstance(model, Translator):
+        tokens = model.source.cut(text)
+    elif isinstance(model, Tagger | Parser):
         tokens = text.split()
     else:
         tokens = words(text, lowercase=model.vocabulary.lowercase)[: model.description.max_length]
     if not tokens:
         raise InputError("the text has no words.\n  Received: nothing to read.\n  Fix: give a sentence.")
-    return tuple(tokens)
+    return (*tokens, END_TOKEN) if isinstance(model, Translator) else tuple(tokens)
 
 
 def _traces(tensors: Mapping[str, NDArray[Any]], cell: Cell, steps: int) -> tuple[Trace, ...]:

@@ -10,10 +10,7 @@ import numpy as np
 
 from unspool.errors import InputError
 from unspool.introspect.recording import Recording, record
-from unspool.introspect.stack import Numbers
-from unspool.language import LanguageModel
-from unspool.model import Model
-from unspool.tagger import Tagger
+from unspool.introspect.stack import Numbers, Reader
 
 
 class Stretch(NamedTuple):
@@ -27,7 +24,7 @@ class Stretch(NamedTuple):
 
 
 def stretches(
-    model: Model | LanguageModel | Tagger,
+    model: Reader,
     texts: Iterable[str],
     take: Callable[[Recording], Numbers],
     unit: int,

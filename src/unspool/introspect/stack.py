@@ -1,9 +1,9 @@
 """The recurrent layers of whatever is looked at, as kernels and arrays: one form for all of this room.
 
-An `unspool.nn` layer, a torch.nn one, a `Model`, a `LanguageModel` or a `Tagger`: their weights are read as
-they are now, a float64 layer runs the reference, a float32 one the native kernels.  Dropout between layers is
-not applied: what is looked at is the network as it answers.  torch is not imported: a layer is known by what
-it has.
+An `unspool.nn` layer, a torch.nn one, a `Model`, a `LanguageModel`, a `Tagger`, a `Parser`, or the encoder of
+a `Translator`: their weights are read as they are now, a float64 layer runs the reference, a float32 one the
+native kernels.  Dropout between layers is not applied: what is looked at is the network as it answers.  torch
+is not imported: a layer is known by what it has.
 
     T time steps   B batch   I input size   H hidden size   D directions   G gates   L layers
 """
@@ -19,11 +19,14 @@ from unspool.kernels import checks, choose, load
 from unspool.kernels.contract import Cell, Flow, Gradients, Kernels, State, Trace, Weights
 from unspool.language import LanguageModel
 from unspool.model import Model, side_by_side
+from unspool.parser import Parser
 from unspool.tagger import Tagger
+from unspool.translator import Translator, padded
 
 Numbers = NDArray[Any]
 
-READERS = (Model, LanguageModel, Tagger)
+Reader = Model | LanguageModel | Tagger | Parser | Translator
+READERS = (Model, LanguageModel, Tagger, Parser, Translator)
 """What is served with NumPy alone and reads texts."""
 
 _CELLS = {"RNN_TANH": Cell.RNN_TANH, "RNN_RELU": Cell.RNN_RELU, "LSTM": Cell.LSTM, "GRU": Cell.GRU}
@@ -193,17 +196,20 @@ def entered(stack: Stack, given: Any, x: Any, lengths: Any) -> tuple[Numbers, bo
     return array, alone, lengths
 
 
-def read_texts(given: Model | LanguageModel | Tagger, texts: list[str]) -> tuple[Numbers, NDArray[np.int64]]:
-    """What the first layer reads of texts, (T, B, E), and their lengths; a tagger's are cut at blanks."""
-    if isinstance(given, Tagger):
+def read_texts(given: Reader, texts: list[str]) -> tuple[Numbers, NDArray[np.int64]]:
+    """What the first layer reads of texts, (T, B, E), and their lengths; some cut at blanks."""
+    if isinstance(given, Tagger | Parser):
         cut = given.encode([text.split() for text in texts])
         return given.embed(cut), cut.lengths
+    if isinstance(given, Translator):
+        numbers, lengths = padded(given.encode(texts))
+        return given.embed(numbers), lengths
     encoded = given.encode(texts)
     return given.embed(encoded.tokens), encoded.lengths
 
 
 def of(layer: Any, kernels: str = "auto") -> Stack:
-    """Take the recurrent layers of a layer, a Model, a LanguageModel or a Tagger.
+    """Take the recurrent layers of a layer or of a reader of texts; of a Translator its encoder's.
 
     Raises:
         InputError: it is neither, or is of a kind that cannot be looked at.
@@ -227,7 +233,7 @@ def _of_torch(layer: Any) -> tuple[Cell, tuple[tuple[Weights, ...], ...], bool]:
     if not is_layer(layer):
         raise InputError(
             f"this is no recurrent layer.\n  Received: {type(layer).__name__}.\n"
-            f"  Fix: pass an RNN, LSTM or GRU of unspool.nn or torch.nn, a Model, LanguageModel or Tagger."
+            f"  Fix: pass an RNN, LSTM or GRU of unspool.nn or torch.nn, or a trained model, such as a Model."
         )
     beyond = [
         name

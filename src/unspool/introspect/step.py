@@ -12,9 +12,6 @@ from unspool.introspect import stack as stacks
 from unspool.introspect.recording import words_of
 from unspool.introspect.stack import Numbers
 from unspool.kernels.contract import Cell, Gate
-from unspool.language import LanguageModel
-from unspool.model import Model
-from unspool.tagger import Tagger
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,9 +52,7 @@ class Step:
         return self.from_input + self.from_hidden + self.bias
 
 
-def one_step(
-    model: Model | LanguageModel | Tagger, text: str, *, at: int, layer: int = -1, direction: int = 0
-) -> Step:
+def one_step(model: stacks.Reader, text: str, *, at: int, layer: int = -1, direction: int = 0) -> Step:
     """Take one step of a model's run over a text apart.
 
     Args:

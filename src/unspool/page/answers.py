@@ -15,16 +15,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unspool import introspect
+from unspool.data import pairs
 from unspool.errors import InputError
 from unspool.introspect import Recording
-from unspool.kernels.contract import Cell, Gate
+from unspool.introspect.stack import Reader as Network
+from unspool.kernels.contract import Cell, Gate, Weights
 from unspool.language import LanguageModel
 from unspool.model import Model
-from unspool.page import example, runs
+from unspool.page import example, runs, structures
 from unspool.page import paths as small
-from unspool.page.opened import MOST_OPENED_BYTES, Network, Opened, of_folder, of_parts
+from unspool.page.opened import MOST_OPENED_BYTES, Opened, of_folder, of_parts
 from unspool.page.quantities import CELL_NAMES, largest, panels_of, what_ran
+from unspool.parser import Parser
 from unspool.tagger import Tagger
+from unspool.translator import Translator
+from unspool.vocabulary import Vocabulary
 
 MOST_WORDS = 10_000
 MOST_CHARACTERS = 200_000
@@ -32,7 +37,14 @@ _CONTRIBUTION_STEPS = 64
 _MOST_ATTRIBUTED = 400  # words
 _MOST_SEARCHED = 2_000  # texts
 MOST_NUMBERS = 8_000_000  # of an answer, or of one file: some 80 MB
-_KINDS = {Model: "classifier", LanguageModel: "language model", Tagger: "tagger"}
+_KINDS = {
+    Model: "classifier",
+    LanguageModel: "language model",
+    Tagger: "tagger",
+    Parser: "parser",
+    Translator: "translator",
+}
+_MOST_OF = {Parser: 400, Translator: 200}  # words, units: the rest grows with their square
 
 
 class Argument(NamedTuple):
@@ -249,9 +261,7 @@ class Answers:
         opened = self._opened(which)
         if opened.recording is not None:
             return opened.recording
-        assert opened.network is not None
-        _check_text(opened.network, text)
-        recording: Recording = introspect.record(opened.network, text)
+        recording: Recording = introspect.record(opened.network, _as_read(opened.network, text))
         return recording
 
     # ---- the views
@@ -273,25 +283,10 @@ class Answers:
         network = opened.network
         assert network is not None
         d = network.description
-        layers = []
-        for k, weights in enumerate(network.weights):
-            gates, (rows, width), directions = d.cell.gates, weights[0].input.shape, len(weights)
-            hidden = rows // len(gates)
-            per_gate = hidden * (width + hidden + 1)
-            extra = hidden if d.cell is Cell.GRU else 0
-            layers.append(
-                {
-                    "layer": k,
-                    "input_size": width,
-                    "hidden_size": hidden,
-                    "directions": directions,
-                    "gates": [gate.value for gate in gates],
-                    "parameters_per_gate": per_gate,
-                    "parameters": directions * (len(gates) * per_gate + extra),
-                    "multiplications_a_step": directions * len(gates) * hidden * (width + hidden),
-                    "state_bytes": 4 * directions * hidden * (2 if d.cell.has_cell_state else 1),
-                }
-            )
+        layers = [_layer(d.cell, k, weights) for k, weights in enumerate(network.weights)]
+        decoder = [
+            _layer(d.cell, k, weights) for k, weights in enumerate(getattr(network, "decoder_weights", []))
+        ]
         return {
             "kind": _KINDS[type(network)],
             "title": opened.title,
@@ -299,16 +294,17 @@ class Answers:
             "card": opened.card,
             "repr": repr(network),
             "task": getattr(d, "task", "language-model"),
-            "labels": getattr(d, "labels", None),
+            "labels": getattr(d, "relations", getattr(d, "labels", None)),
             "cell": CELL_NAMES[d.cell],
             "pooling": getattr(d, "pooling", None),
-            "vocabulary": len(network.vocabulary),
+            "vocabulary": len(_table(network)),
             "embedding_size": layers[0]["input_size"],
             "max_length": getattr(d, "max_length", None),
             "kernels": network.kernels.describe(),
             "parameters": opened.parameters,
             "bytes": 4 * opened.parameters,
             "layers": layers,
+            **({"decoder": decoder} if decoder else {}),
         }
 
     def sentence(self, which: str, text: str, layer: int, quantity: str, against: str) -> dict[str, Any]:
@@ -330,8 +326,8 @@ class Answers:
                 f"  Fix: {MOST_NUMBERS:,} at the most: a text of {fitting:,} words"
                 f"{'' if len(texts) == 1 else ', and another of as many'}."
             )
-        for heat, one in zip(heats, texts, strict=True):
-            heat["prediction"] = None if network is None else _prediction(network, one)
+        for heat, one in zip(heats, [_as_read(network, one) for one in texts], strict=True):
+            heat |= {"prediction": None} if network is None else _answered(network, one)
         if isinstance(network, LanguageModel):
             answer["surprisal"] = [None, *network.surprisal(text).tolist()]
         if len(heats) == 2:
@@ -346,7 +342,7 @@ class Answers:
     def contributions(self, which: str, text: str) -> dict[str, Any]:
         """How far each word moved the answer."""
         network = self._network(which)
-        _check_text(network, text)
+        text = _as_read(network, text)
         words = len(introspect.record(network, text).words)
         if words > _MOST_ATTRIBUTED:
             raise InputError(
@@ -400,8 +396,7 @@ class Answers:
                 f"there are too many texts to search in.\n  Received: {len(texts):,} texts.\n"
                 f"  Fix: {_MOST_SEARCHED:,} at the most, one a line."
             )
-        for line in texts:
-            _check_text(network, line)
+        texts = [_as_read(network, line) for line in texts]
         found = introspect.stretches(
             network, texts, take, unit, bound, above=above, shortest=last - first + 1, most=50
         )
@@ -410,7 +405,7 @@ class Answers:
     def step(self, which: str, text: str, at: int, layer: int, direction: int) -> dict[str, Any]:
         """One step taken apart."""
         network = self._network(which)
-        _check_text(network, text)
+        text = _as_read(network, text)
         s = introspect.one_step(network, text, at=at, layer=layer, direction=direction)
         return {
             "cell": s.cell_kind.value,
@@ -441,7 +436,7 @@ class Answers:
     def reach(self, which: str, text: str, at: int, layer: int, direction: int) -> dict[str, Any]:
         """The gradient of one word's top state, at all words."""
         network = self._network(which)
-        _check_text(network, text)
+        text = _as_read(network, text)
         recording = introspect.record(network, text)
         units = recording.hidden().shape[1]
         d_output = np.zeros(recording.directions * units, np.float32)
@@ -537,7 +532,48 @@ def _example_title(key: str) -> str:
     return f"example: {CELL_NAMES[Cell(key.removeprefix('example-'))]}"
 
 
-def _prediction(network: Network, text: str) -> dict[str, Any]:
+def _layer(cell: Cell, k: int, weights: Sequence[Weights]) -> dict[str, Any]:
+    """Sizes and costs of one layer, its directions' weights given."""
+    gates, (rows, width), directions = cell.gates, weights[0].input.shape, len(weights)
+    hidden = rows // len(gates)
+    per_gate = hidden * (width + hidden + 1)
+    extra = hidden if cell is Cell.GRU else 0
+    return {
+        "layer": k,
+        "input_size": width,
+        "hidden_size": hidden,
+        "directions": directions,
+        "gates": [gate.value for gate in gates],
+        "parameters_per_gate": per_gate,
+        "parameters": directions * (len(gates) * per_gate + extra),
+        "multiplications_a_step": directions * len(gates) * hidden * (width + hidden),
+        "state_bytes": 4 * directions * hidden * (2 if cell.has_cell_state else 1),
+    }
+
+
+def _table(network: Network) -> Vocabulary:
+    """The units that a text's are looked up in."""
+    if isinstance(network, Translator):
+        return network.source.table
+    return network.tables.words if isinstance(network, Parser) else network.vocabulary
+
+
+def _answered(network: Network, text: str) -> dict[str, Any]:
+    """The prediction, and of a parser the tree, of a translator the output with its attention."""
+    if isinstance(network, Parser):
+        tree = structures.parsed(network, text)
+        root = tree["words"][tree["heads"].index(0)]
+        says = "is the root; how sure the least certain arc is"
+        told = {"text": text, "label": root, "score": min(tree["shares"]), "says": says}
+        return {"prediction": told, "tree": tree}
+    if isinstance(network, Translator):
+        made = structures.translated(network, text)
+        says = f"log-probability {made['log_probability']:.4f}; score, by the unit, {made['score']:.4f}"
+        return {"prediction": {"text": text, "label": made["text"], "says": says}, "translation": made}
+    return {"prediction": _prediction(network, text)}
+
+
+def _prediction(network: Model | LanguageModel | Tagger, text: str) -> dict[str, Any]:
     """The answer to a text: a class, or of a language model what most likely follows."""
     if isinstance(network, Model):
         return network.predict([text])[0]
@@ -556,17 +592,26 @@ def _prediction(network: Network, text: str) -> dict[str, Any]:
     return {"text": text, "label": word, "score": float(np.exp(logs[-1, likeliest]))}
 
 
-def _check_text(network: Network, text: str) -> None:
+def _as_read(network: Network | None, text: str) -> str:
+    """A text as the network is to read it, if it is not too long to be shown; InputError."""
+    if network is None:
+        return text
+    if isinstance(network, Translator):
+        text = pairs.tidy(text)
     count = len(text) if len(text) > MOST_CHARACTERS or not text else len(_cut(network, text))
-    if count > MOST_WORDS:
+    most = _MOST_OF.get(type(network), MOST_WORDS)
+    if count > most:
         raise InputError(
             f"the text is too long to be shown.\n  Received: {count:,} units, {len(text):,} characters.\n"
-            f"  Fix: {MOST_WORDS:,} words, or units of a language model, and {MOST_CHARACTERS:,} characters "
-            f"at the most."
+            f"  Fix: {most:,} words, or units of a language model or translator, and {MOST_CHARACTERS:,} "
+            f"characters at the most."
         )
+    return text
 
 
 def _cut(network: Network, text: str) -> list[str]:
+    if isinstance(network, Translator):
+        return network.source.cut(text)
     return network.cut(text) if isinstance(network, LanguageModel) else text.split()
 
 

@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unspool import files, introspect, language, model, sentences, tagger
+from unspool import files, introspect, language, model, parser, sentences, tagger, translator
 from unspool.errors import InputError, ModelFileError
 from unspool.introspect import Capture, Fault, Recording
+from unspool.introspect.stack import Reader as Network
 from unspool.kernels.contract import Trace
 from unspool.language import LanguageModel
 from unspool.model import Model
 from unspool.page.quantities import panels_of, what_ran
+from unspool.parser import Parser
 from unspool.tagger import Tagger
-
-Network = Model | LanguageModel | Tagger
+from unspool.translator import Translator
 
 # A tagger with 400,000 pretrained vectors of 50 numbers has 93 MB, of 100 numbers 173 MB.
 MOST_OPENED_BYTES = 256 * 2**20
@@ -25,13 +26,20 @@ _FOLDER = {
     model.CONFIG,
     model.VOCABULARY,
     language.MERGES,
+    translator.TARGET,
+    translator.TARGET_MERGES,
     sentences.LETTERS,
     sentences.VECTORS,
     files.WEIGHTS,
     files.MARKER,
     model.CARD,
 }
-_NOT_SHOWN = ("parsing", "translation")
+_KINDS: dict[str, Any] = {  # what a folder's task is opened as; all others are classifiers
+    language.TASK: LanguageModel,
+    tagger.TASK: Tagger,
+    parser.TASK: Parser,
+    translator.TASK: Translator,
+}
 _MOST_CARD = 20_000  # characters
 _MOST_BESIDE = 200  # folders that are looked into
 _LOG = "metrics.jsonl"
@@ -55,6 +63,11 @@ class Opened(NamedTuple):
             shapes = model.shapes(network.description, len(network.vocabulary))
         elif isinstance(network, Tagger):
             shapes = tagger.shapes(network.description, network.tables)
+        elif isinstance(network, Parser):
+            shapes = parser.shapes(network.description, network.tables)
+        elif isinstance(network, Translator):
+            tables = network.source.table, network.target.table
+            shapes = translator.shapes(network.description, *map(len, tables))
         elif network is not None:
             shapes = language.shapes(network.description, len(network.vocabulary))
         return sum(math.prod(shape) for shape in shapes.values())
@@ -148,16 +161,9 @@ def of_folder(folder: Path, title: str = "") -> Opened:
     """Open a model folder; every byte of it is verified.
 
     Raises:
-        ModelFileError: it is damaged, or of a task that the page does not show.
+        ModelFileError: it is damaged, or of a task that there is not.
     """
-    task = model.task_of(folder)
-    if task in _NOT_SHOWN:
-        raise ModelFileError(
-            f"the page shows classifiers, language models and taggers.\n  Received: a model for {task}.\n"
-            f"  Fix: unspool inspect {folder} TEXT shows it in the terminal."
-        )
-    kinds: dict[str, Any] = {language.TASK: LanguageModel, tagger.TASK: Tagger}
-    network: Network = kinds.get(task, Model).load(folder)
+    network: Network = _KINDS.get(model.task_of(folder), Model).load(folder)
     card = folder / model.CARD
     said = card.read_text(encoding="utf-8", errors="replace")[:_MOST_CARD] if card.is_file() else None
     name = folder.resolve()
