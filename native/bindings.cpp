@@ -33,6 +33,7 @@ using In = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Out = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
 using InLengths = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using InRows = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using InNumbers = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using InStep = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using OutStep = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Options = std::vector<std::optional<In>>;
@@ -156,7 +157,12 @@ class Layer {
       if (has) return false;
     return !(sizes_.cell_clip < HUGE_VALF) && !(sizes_.preactivation_clip < HUGE_VALF);
   }
+  bool takes_options() const { return std::strcmp(engine_->precision, "float32") == 0; }
   bool step(const Step& step, int threads) const { return engine_->step(*packed_, step, threads); }
+  // A sequence of one step, whose final state may be written over the one before it.
+  bool run_step(const Run& run, const Forward& out, int threads) const {
+    return engine_->forward(*packed_, run, out, threads);
+  }
 
   // One or two directions of a batch: what every call takes.
   struct Taken {
@@ -321,25 +327,39 @@ class Layer {
   Packed* packed_ = nullptr;
 };
 
-// The running state of some streams through layers of one direction.  Takes all its memory when made.
+// The running state of some streams through layers of one direction.  Takes its memory when made; but layers that have
+// more than the plain cell run as sequences of one step, on the engine's kept memory.
 class Stream {
  public:
-  Stream(const std::vector<nb::object>& layers, int64_t rows, const Out& hidden, const Out& cell)
-      : owners_(layers), rows_(rows), hidden_array_(hidden), cell_array_(cell) {
+  Stream(const std::vector<nb::object>& layers, int64_t rows, const Out& hidden, const Out& cell,
+         const std::optional<In>& share_hidden, const std::optional<In>& share_cell)
+      : owners_(layers), rows_(rows), hidden_array_(hidden), cell_array_(cell), share_hidden_(share_hidden),
+        share_cell_(share_cell) {
     for (const nb::object& layer : layers) layers_.push_back(nb::cast<const Layer*>(layer));
     if (layers_.empty() || rows < 1) throw std::invalid_argument("a layer and a row are needed");
     units_ = layers_[0]->sizes().hidden;
+    width_ = layers_[0]->sizes().output;
     input_ = layers_[0]->sizes().input;
+    extended_ = share_hidden || share_cell;
     for (size_t k = 0; k < layers_.size(); ++k) {
       const Sizes& z = layers_[k]->sizes();
-      if (!layers_[k]->is_plain()) throw std::invalid_argument("a stream runs plain cells alone");
-      if (z.directions != 1 || z.hidden != units_ || (k > 0 && z.input != units_))
+      if (z.directions != 1 || z.hidden != units_ || z.output != width_ || (k > 0 && z.input != width_) ||
+          (z.cell == Cell::lstm) != (layers_[0]->sizes().cell == Cell::lstm))
         throw std::invalid_argument("the layers do not follow on one another");
+      if (extended_ && !layers_[k]->takes_options()) throw std::invalid_argument("zoneout is for float32 alone");
+      extended_ = extended_ || !layers_[k]->is_plain();
     }
-    const int64_t floats = static_cast<int64_t>(layers_.size()) * rows * units_;
-    expect(hidden, floats, "hidden");
-    expect(cell, layers_[0]->sizes().cell == Cell::lstm ? floats : 0, "cell");
-    next_.resize(static_cast<size_t>(rows * units_));
+    const bool lstm = layers_[0]->sizes().cell == Cell::lstm;
+    const int64_t floats = static_cast<int64_t>(layers_.size()) * rows;
+    expect(hidden, floats * width_, "hidden");
+    expect(cell, lstm ? floats * units_ : 0, "cell");
+    expect(share_hidden, rows * width_, "the share of the hidden state");
+    expect(share_cell, lstm ? rows * units_ : 0, "the share of the cell state");
+    next_.resize(static_cast<size_t>((extended_ ? 2 : 1) * rows * width_));
+    if (extended_) {
+      chosen_hidden_.resize(static_cast<size_t>(rows * width_));
+      chosen_cell_.resize(static_cast<size_t>(lstm ? rows * units_ : 0));
+    }
     x_.resize(static_cast<size_t>(rows));
     h_.resize(x_.size());
     c_.resize(x_.size());
@@ -351,7 +371,7 @@ class Stream {
   void step(const InStep& x, const std::optional<InRows>& which, const OutStep& out, int threads) {
     const int64_t count = which ? static_cast<int64_t>(which->shape(0)) : rows_;
     if (static_cast<int64_t>(x.shape(0)) != count || static_cast<int64_t>(x.shape(1)) != input_ ||
-        static_cast<int64_t>(out.shape(0)) != count || static_cast<int64_t>(out.shape(1)) != units_)
+        static_cast<int64_t>(out.shape(0)) != count || static_cast<int64_t>(out.shape(1)) != width_)
       throw std::invalid_argument("x or out does not fit");
     if (threads < 1) throw std::invalid_argument("a thread is needed");
     const int64_t* row = which ? which->data() : nullptr;
@@ -397,6 +417,7 @@ class Stream {
   }
 
   void run(const float* x, const int64_t* row, int64_t count, float* out, int threads) {
+    if (extended_) return run_extended(x, row, count, out, threads);
     const auto bytes = static_cast<size_t>(units_) * sizeof(float);
     for (int64_t r = 0; r < count; ++r) x_[static_cast<size_t>(r)] = x + r * input_;
     for (size_t k = 0; k < layers_.size(); ++k) {
@@ -420,11 +441,46 @@ class Stream {
     }
   }
 
+  // The same of layers with more than the plain cell; the states of chosen rows are brought together and back.
+  void run_extended(const float* x, const int64_t* row, int64_t count, float* out, int threads) {
+    const auto pointer_to = [](auto& array) { return array ? array->data() : nullptr; };
+    const bool lstm = layers_[0]->sizes().cell == Cell::lstm;
+    for (size_t k = 0; k < layers_.size(); ++k) {
+      const int64_t layer = static_cast<int64_t>(k) * rows_;
+      float* hidden = hidden_array_.data() + layer * width_;
+      float* cell = lstm ? cell_array_.data() + layer * units_ : nullptr;
+      const auto move = [&](float* state, float* chosen, int64_t width, bool back) {
+        for (int64_t r = 0; r < count; ++r) {
+          float *there = state + row[r] * width, *here = chosen + r * width;
+          std::memcpy(back ? there : here, back ? here : there, static_cast<size_t>(width) * sizeof(float));
+        }
+      };
+      const auto move_all = [&](bool back) {
+        if (row == nullptr) return;
+        move(hidden, chosen_hidden_.data(), width_, back);
+        if (lstm) move(cell, chosen_cell_.data(), units_, back);
+      };
+      move_all(false);
+      float* h = row != nullptr ? chosen_hidden_.data() : hidden;
+      float* c = !lstm ? nullptr : row != nullptr ? chosen_cell_.data() : cell;
+      float* to = k + 1 == layers_.size() ? out : next_.data() + static_cast<int64_t>(k % 2) * rows_ * width_;
+      Run one{1, count, x, h, c, nullptr, nullptr, nullptr, nullptr, nullptr, &never_};
+      one.zoneout_hidden = pointer_to(share_hidden_);
+      one.zoneout_cell = pointer_to(share_cell_);
+      if (!layers_[k]->run_step(one, {to, nullptr, nullptr, nullptr, h, c}, threads)) throw std::bad_alloc();
+      move_all(true);
+      x = to;
+    }
+  }
+
   std::vector<nb::object> owners_;  // keeps the layers alive
   std::vector<const Layer*> layers_;
-  int64_t rows_, units_ = 0, input_ = 0;
-  Out hidden_array_, cell_array_;  // (L, rows, H)
-  std::vector<float> next_;        // (rows, H) a layer's new hidden states
+  int64_t rows_, units_ = 0, width_ = 0, input_ = 0;  // R, H, P, I
+  bool extended_ = false;                    // whether a layer has more than the plain cell
+  Out hidden_array_, cell_array_;            // (L, R, P), (L, R, H)
+  std::optional<In> share_hidden_, share_cell_;  // (R, P), (R, H) what zoneout keeps
+  std::vector<float> next_;                  // (R, P) a layer's new hidden states, or two layers' in turn
+  std::vector<float> chosen_hidden_, chosen_cell_;  // (R, P), (R, H) the states of chosen rows
   std::vector<const float*> x_, h_;
   std::vector<float*> c_, out_;
   std::vector<char> seen_;
@@ -455,6 +511,28 @@ NB_MODULE(_core, m) {
     if (stop.raised || most.first == 0.0 || most.second == 0.0) stop.fail();
     return most;
   });
+  // Masks: out[t, b, d, u] is `chosen` where the word that counts it lies below `below`, else `other`.
+  m.def("draw", [](const std::string& isa, uint64_t seed, uint64_t step, uint32_t layer, uint32_t use,
+                   const InNumbers& times, const InNumbers& rows, uint64_t below, float chosen, float other,
+                   const Out& out, int threads) {
+    const Engine* engine = choose_engine(isa.c_str(), "float32");
+    if (engine == nullptr || threads < 1 || use > 2 || below > uint64_t{1} << 32 || out.ndim() != 4 ||
+        out.shape(0) != times.shape(0) || out.shape(1) != rows.shape(0) || out.shape(2) > 2)
+      throw std::invalid_argument("no such mask");
+    if (out.size() == 0) return;
+    Interruptible stop;
+    const Draw wanted{seed, step, layer, use, static_cast<int64_t>(out.shape(0)), static_cast<int64_t>(out.shape(1)),
+                      static_cast<int64_t>(out.shape(2)), static_cast<int64_t>(out.shape(3)), times.data(),
+                      rows.data(), below, chosen, other, out.data(), &stop};
+    bool done;
+    {
+      nb::gil_scoped_release unlocked;
+      done = engine->draw(wanted, threads);
+    }
+    if (!done) stop.fail();
+  }, nb::arg("isa"), nb::arg("seed"), nb::arg("step"), nb::arg("layer"), nb::arg("use"), nb::arg("times").noconvert(),
+     nb::arg("rows").noconvert(), nb::arg("below"), nb::arg("chosen"), nb::arg("other"), nb::arg("out").noconvert(),
+     nb::arg("threads"));
   // The address of a function of the process that runs a team of threads (pool.h), or 0 for own threads.
   m.def("lend", [](uintptr_t team) { lend(reinterpret_cast<Team>(team)); });
   // An array for the engine to write; its memory is kept for the next one when it is gone.
@@ -503,8 +581,10 @@ NB_MODULE(_core, m) {
            nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
            nb::arg().none(), nb::arg());
   nb::class_<Stream>(m, "Stream")
-      .def(nb::init<const std::vector<nb::object>&, int64_t, const Out&, const Out&>(),
-           nb::arg("layers"), nb::arg("rows"), nb::arg("hidden"), nb::arg("cell"))
+      .def(nb::init<const std::vector<nb::object>&, int64_t, const Out&, const Out&, const std::optional<In>&,
+                    const std::optional<In>&>(),
+           nb::arg("layers"), nb::arg("rows"), nb::arg("hidden"), nb::arg("cell"), nb::arg("share_hidden").none(),
+           nb::arg("share_cell").none())
       .def("step", &Stream::step, nb::arg("x").noconvert(), nb::arg("rows").noconvert().none(),
            nb::arg("out").noconvert(), nb::arg("threads"));
 }

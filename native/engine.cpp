@@ -3,7 +3,7 @@
 //
 // What it is made of: vector.h (W floats), tile.h (the one product), panels.h (packed weights), batch.h
 // (ragged sequences), options.h (what a layer may have beyond the plain cell), lockstep.h (threads that meet after every
-// step), forward.h, step.h, backward.h, products.h (gradients after the sweep), roofline.h (what the machine can do at the most).
+// step), masks.h (drawn by counters), forward.h, step.h, backward.h, products.h (gradients after the sweep), roofline.h (what the machine can do at the most).
 //
 // Everything is one tile, each output summed in one order, in one accumulator.  So an output's bits do not
 // depend on the tile's shape, on its neighbours, or on the number of threads.  Work is split over outputs, never
@@ -21,6 +21,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "masks.h"
 #include "memory.h"
 #include "products.h"
 #include "roofline.h"
@@ -273,6 +274,7 @@ bool backward(const Packed& packed, const Run& run, const Arriving& in, const Ba
 // int8 has no gradients.
 extern const Engine ENGINE;
 const Engine ENGINE = {QUOTE(UNSPOOL_ISA), QUOTE(UNSPOOL_PRECISION), pack, release, forward,
-                       kInt8 ? nullptr : backward, step, products_a_second, bytes_a_second};
+                       kInt8 ? nullptr : backward, step,
+                       kPrecision == Precision::float32 ? draw : nullptr, products_a_second, bytes_a_second};
 
 }  // namespace unspool

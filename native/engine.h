@@ -68,7 +68,7 @@ struct Forward {
   float* gates;                // (T, B, D, G, H)  null: no trace is kept
   float* cell;                 // (T, B, D, H)  LSTM's trace; null without one
   float* recurrent_candidate;  // (T, B, D, H)  GRU's trace; null without one
-  float* final_hidden;         // (D, B, P)
+  float* final_hidden;         // (D, B, P)  may be Run's hidden, as final_cell its cell
   float* final_cell;           // (D, B, H)  LSTM, else null
 };
 
@@ -115,6 +115,19 @@ struct Step {
   Stop* stop;
 };
 
+// Numbers of two kinds, chosen by a counter-based generator as kernels/masks.py says.
+struct Draw {
+  uint64_t seed, step;
+  uint32_t layer, use;
+  int64_t times, rows, directions, units;  // T, B, D, H
+  const uint32_t* time;                    // (T) what each step, each row is counted as
+  const uint32_t* row;                     // (B)
+  uint64_t below;                          // so many of 2^32 words choose
+  float chosen, other;
+  float* out;  // (T, B, D, H)
+  Stop* stop;
+};
+
 struct Packed;  // a layer's weights in the layout of one instruction set
 
 // One instruction set's functions.  Each returns false, or null, when memory runs out; false also when
@@ -128,6 +141,7 @@ struct Engine {
   bool (*backward)(const Packed& packed, const Run& run, const Arriving& in, const Backward& out,
                    int threads);
   bool (*step)(const Packed& packed, const Step& step, int threads);  // in float32 takes no memory
+  bool (*draw)(const Draw& wanted, int threads);                      // in float32; takes no memory
   double (*products_a_second)(int threads, Stop& stop);                // 0 when memory runs out
   double (*bytes_a_second)(int64_t bytes, int threads, Stop& stop);    // of blocks of this size; likewise
 };

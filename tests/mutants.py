@@ -33,9 +33,11 @@ EQUATIONS = "src/unspool/kernels/equations.py"
 NATIVE = "src/unspool/kernels/native.py"
 CHECKS = "src/unspool/kernels/checks.py"
 BACKWARD = "native/backward.h"
+BINDINGS = "native/bindings.cpp"
 BATCH = "native/batch.h"
 ENGINE = "native/engine.cpp"
 FORWARD = "native/forward.h"
+MASKS = "native/masks.h"
 OPTIONS = "native/options.h"
 PANELS = "native/panels.h"
 PRECISION = "native/precision.h"
@@ -179,6 +181,30 @@ MUTANTS = (
         OPTIONS,
         "show(beyond, row.h_prev, row.h, u, lanes, o * tanh(made));",
         "show(beyond, row.h_prev, row.h, u, lanes, o * tanh(c));",
+    ),
+    Mutant(
+        "masks: a word at the bound is not below it, and chooses",
+        MASKS,
+        "static_cast<uint32_t>(wanted.below - (none ? 0 : 1))",
+        "static_cast<uint32_t>(wanted.below - 0)",
+    ),
+    Mutant(
+        "masks: the reverse direction draws what the forward one draws",
+        MASKS,
+        "static_cast<uint64_t>(2 * wanted.use + d)",
+        "static_cast<uint64_t>(2 * wanted.use + 0 * d)",
+    ),
+    Mutant(
+        "steps: what zoneout keeps is left out",
+        BINDINGS,
+        "one.zoneout_cell = pointer_to(share_cell_);",
+        "one.zoneout_cell = nullptr;",
+    ),
+    Mutant(
+        "steps: the cell states of chosen rows are not put back",
+        BINDINGS,
+        "if (lstm) move(cell, chosen_cell_.data(), units_, back);",
+        "if (lstm && !back) move(cell, chosen_cell_.data(), units_, back);",
     ),
     Mutant(
         "an option: a norm's variance counts what lies past the units",

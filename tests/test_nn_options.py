@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from unspool import nn, ops
-from unspool.errors import InputError, KernelsError
+from unspool.errors import InputError
 from unspool.introspect import gradient_terms
 from unspool.kernels import masks
 from unspool.ops.arguments import Layer, flat_weights
@@ -404,8 +404,6 @@ def test_a_trace_a_cut_and_a_repr_of_a_layer_with_options(chosen: str) -> None:
 @pytest.mark.parametrize("chosen", OPTIONS)
 def test_what_does_not_run_options_yet_says_so(chosen: str) -> None:
     layer = nn.LSTM(3, 4, **OPTIONS[chosen])
-    with pytest.raises(KernelsError, match=r"A stream runs plain cells alone(.|\n)*Fix: "):
-        layer.stream()
     with pytest.raises(InputError, match=f"(.|\n)*Received: {next(iter(OPTIONS[chosen]))}"):
         gradient_terms(layer, torch.randn(5, 2, 3), at=-1)
 

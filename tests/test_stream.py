@@ -14,6 +14,7 @@ import networks
 import unspool
 from unspool import nn
 from unspool.errors import InputError, KernelsError, ModelFileError
+from unspool.kernels.contract import Cell, Weights
 from unspool.stream import Stream
 
 LAYERS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -187,6 +188,48 @@ def test_a_view_with_gaps_is_read_as_it_is() -> None:
     assert layer.stream(3).step(x[:, ::2]).tobytes() == layer.stream(3).step(x[:, ::2].copy()).tobytes()
 
 
+BEYOND: dict[str, dict[str, Any]] = {
+    "projection": {"proj_size": 4},
+    "norm": {"layer_norm": True},
+    "peephole": {"peephole": True},
+    "zoneout": {"zoneout": (0.3, 0.1)},
+    "clip": {"cell_clip": 0.2},
+    "all": {"proj_size": 4, "layer_norm": True, "peephole": True, "zoneout": 0.2, "cell_clip": 0.3},
+}
+
+
+@pytest.mark.parametrize("chosen", BEYOND)
+def test_layers_with_more_than_the_plain_cell_stream_too(chosen: str, tmp_path: Path) -> None:
+    layer, x = made("lstm", **BEYOND[chosen]).eval(), drawn(6, 3, 5)
+    want, states = whole(layer, x), layer(torch.from_numpy(x))[1]
+    stream = layer.stream(3)
+    steps = [stream.step(step) for step in x[:3]]
+    stream.save(tmp_path / "state")
+    other = layer.stream(3).load(tmp_path / "state")
+    steps += [other.step(step, [0, 1, 2], out=np.empty_like(want[0])) for step in x[3:]]
+    assert np.stack(steps).tobytes() == want.tobytes()
+    assert other.hidden.tobytes() == states[0].detach().numpy().tobytes()
+    assert other.cell is not None
+    assert other.cell.tobytes() == states[1].detach().numpy().tobytes()
+    other.reset([1])
+    assert not other.hidden[:, 1].any()
+    names = {"proj_size": "projection", "layer_norm": "norm_input"}
+    for name in BEYOND[chosen]:
+        assert names.get(name, name) in repr(other)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru"])
+def test_every_cell_streams_with_norms_and_zoneout(kind: str) -> None:
+    layer, x = made(kind, layer_norm=True, zoneout=0.25).eval(), drawn(6, 3, 5)
+    stream = layer.stream(3)
+    assert np.stack([stream.step(step) for step in x]).tobytes() == whole(layer, x).tobytes()
+
+
+def test_a_stream_of_a_layer_in_training_keeps_the_mean_of_zoneout() -> None:
+    layer, x = made("lstm", zoneout=0.3), drawn(1, 5)
+    assert layer.stream().step(x).tobytes() == layer.eval().stream().step(x).tobytes()
+
+
 def test_a_model_streams_too() -> None:
     model = networks.build("lstm", 2, bidirectional=False).model
     x = drawn(5, 2, model.description.embedding_size)
@@ -304,6 +347,22 @@ def test_what_cannot_stream_says_so() -> None:
         nn.LSTM(3, 4, kernels="reference").stream()
     with pytest.raises(InputError, match="follow on one another"):
         Stream([])
+    native = unspool.kernels.load("native")
+    plain, wide = (
+        native.prepare(
+            Cell.LSTM, [Weights(*(np.zeros(shape, np.float32) for shape in shapes))], precision=precision
+        )
+        for shapes, precision in (
+            (((16, 4), (16, 4), (16,)), "bfloat16"),
+            (((24, 4), (24, 6), (24,)), "float32"),
+        )
+    )
+    with pytest.raises(InputError, match="as many units each"):
+        Stream([plain, wide])
+    with pytest.raises(InputError, match="zoneout does not run in bfloat16"):
+        Stream([plain], zoneout=(0.1, 0.0))
+    with pytest.raises(InputError, match="two shares from 0 to 1"):
+        Stream([plain], zoneout=(-0.1, 0.0))
 
 
 def test_repr_says_what_runs() -> None:

@@ -5,6 +5,7 @@ CPU; its steps have the bits of a run over the whole sequence.  Not for whole se
 `model`) nor for training: no gradient flows through a stream.
 
     R rows (streams)   I input size   H hidden size   L layers
+    P size of a projected hidden state; H where there is no projection
 """
 
 import os
@@ -33,20 +34,23 @@ class Stream:
         layers: each layer's weights as `kernels.native.prepare` made them; they stay as they are,
             whatever becomes of the parameters that they were made from.
         rows: how many streams there are.
+        zoneout: the shares of h and of c that are kept from the step before, as in evaluation.
 
     Attributes:
-        hidden: (L, R, H) the hidden states themselves, zeros at first; may be read and written.
+        hidden: (L, R, P) the hidden states themselves, zeros at first; may be read and written.
         cell: (L, R, H) the cell states, likewise; None but for the LSTM.
 
     Raises:
-        InputError: a layer of two directions, layers that do not follow on one another, rows below 1.
-        KernelsError: a layer has more than the plain cell.
+        InputError: a layer of two directions, layers that do not follow on one another, rows below 1; zoneout
+            below 0 or above 1, or in another precision than float32.
     """
 
     hidden: Floats
     cell: Floats | None
 
-    def __init__(self, layers: Sequence[native.Prepared], rows: int = 1) -> None:
+    def __init__(
+        self, layers: Sequence[native.Prepared], rows: int = 1, *, zoneout: tuple[float, float] = (0.0, 0.0)
+    ) -> None:
         sizes = [layer.sizes for layer in layers]
         if any(size.directions != 1 for size in sizes):
             raise InputError(
@@ -54,23 +58,35 @@ class Stream:
                 "which is not there yet.\n  Received: a layer of two directions.\n"
                 "  Fix: use a network with bidirectional=False."
             )
-        native.check_stream(layers)
-        if not sizes or any(b.input_size != a.hidden_size for a, b in pairwise(sizes)):
+        if not sizes or any(b.input_size != a.output_size for a, b in pairwise(sizes)):
             raise InputError(
                 "the layers of a stream should follow on one another.\n"
-                f"  Received: {', '.join(f'{s.input_size} to {s.hidden_size}' for s in sizes) or 'none'}.\n"
+                f"  Received: {', '.join(f'{s.input_size} to {s.output_size}' for s in sizes) or 'none'}.\n"
                 "  Fix: pass the layers of one network, in order."
             )
+        if len({(s.cell.has_cell_state, s.hidden_size, s.output_size) for s in sizes}) > 1:
+            raise InputError(
+                "the layers of a stream should have as many units each, and all a cell state or none.\n"
+                f"  Received: {', '.join(f'{s.cell.value} of {s.hidden_size}' for s in sizes)}.\n"
+                "  Fix: make a stream of each."
+            )
+        if not all(0 <= share <= 1 for share in zoneout):
+            raise InputError(f"zoneout should be two shares from 0 to 1.\n  Received: {zoneout!r:.60}.")
+        if any(zoneout):
+            checks.check_precision(sizes[0].precision, sizes[0].cell, ["zoneout"])
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
             raise InputError(f"rows should be a whole number, 1 or more.\n  Received: {rows!r:.60}.")
-        shape = (len(sizes), rows, sizes[0].hidden_size)
+        shape = (len(sizes), rows)
         self.rows = rows
-        self.hidden = np.zeros(shape, np.float32)
-        self.cell = np.zeros(shape, np.float32) if sizes[0].cell is Cell.LSTM else None
+        self.hidden = np.zeros((*shape, sizes[0].output_size), np.float32)
+        self.cell = (
+            np.zeros((*shape, sizes[0].hidden_size), np.float32) if sizes[0].cell is Cell.LSTM else None
+        )
         self._sizes = sizes[0]
         self._path = native.describe_prepared(layers[0])
-        no_cell = np.zeros(0, np.float32)
-        self._native = native.stream(layers, rows, self.hidden, no_cell if self.cell is None else self.cell)
+        self._options = (*sizes[0].options, *(["zoneout"] if any(zoneout) else []))
+        cell = np.zeros(0, np.float32) if self.cell is None else self.cell
+        self._native = native.stream(layers, rows, self.hidden, cell, zoneout)
 
     def step(self, x: Array, rows: Sequence[int] | Array | None = None, *, out: Floats | None = None) -> Any:
         """Take one step of every stream, or of those in `rows`.
@@ -78,10 +94,10 @@ class Stream:
         Args:
             x: (R, I) float32, a NumPy array or a torch tensor; with `rows`, one line each, in their order.
             rows: which streams take the step, each at most once; the others stand still.
-            out: (R, H) float32, where the answer is written; must not overlap x.  None: a new array.
+            out: (R, P) float32, where the answer is written; must not overlap x.  None: a new array.
 
         Returns:
-            (R, H) the top layer's hidden state; a tensor where x is one.
+            (R, P) the top layer's hidden state; a tensor where x is one.
 
         Raises:
             InputError: x, rows or out does not fit; the state is then as it was.
@@ -92,7 +108,7 @@ class Stream:
         if rows is not None:
             rows = _row_numbers(rows)
         if out is None:
-            out = np.empty((len(x) if x.ndim else 0, self._sizes.hidden_size), np.float32)
+            out = np.empty((len(x) if x.ndim else 0, self._sizes.output_size), np.float32)
         try:
             self._native.step(x, rows, out, native.threads())
         except (TypeError, ValueError):
@@ -145,8 +161,10 @@ class Stream:
         return self
 
     def __repr__(self) -> str:
-        layers, rows, units = self.hidden.shape
-        return f"Stream({rows} rows, {layers} × {self._sizes.cell.value} of {units}, {self._path})"
+        size = self._sizes
+        options = f" with {', '.join(self._options)}" if self._options else ""
+        layers = f"{len(self.hidden)} × {size.cell.value} of {size.hidden_size}{options}"
+        return f"Stream({self.rows} rows, {layers}, {self._path})"
 
     def _state(self) -> dict[str, Floats]:
         return {"hidden": self.hidden} if self.cell is None else {"hidden": self.hidden, "cell": self.cell}
@@ -166,7 +184,7 @@ class Stream:
                 f"{', asking for a gradient' if x.requires_grad else ''}.\n  Fix: x.detach().cpu()."
             )
         if out is None:
-            out = x.new_empty(len(x) if x.ndim else 0, self._sizes.hidden_size)
+            out = x.new_empty(len(x) if x.ndim else 0, self._sizes.output_size)
         self.step(x.numpy(), rows, out=out.numpy())
         return out
 
@@ -184,7 +202,7 @@ class Stream:
             self._check_rows(rows)
         count = self.rows if rows is None else len(rows)
         checks.expect(x, "x", "rows, input", (count, self._sizes.input_size), "float32")
-        checks.expect(out, "out", "rows, hidden", (count, self._sizes.hidden_size), "float32")
+        checks.expect(out, "out", "rows, hidden", (count, self._sizes.output_size), "float32")
         kept = [x, self.hidden] if self.cell is None else [x, self.hidden, self.cell]
         if not out.flags.c_contiguous or not out.flags.writeable:
             raise InputError("out should be contiguous and writeable.\n  Received: a view that is not.")

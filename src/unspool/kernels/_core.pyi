@@ -11,6 +11,20 @@ Floats = NDArray[np.float32]
 def engines() -> list[str]: ...
 def roofline(isa: str, precision: str, bytes: int, threads: int) -> tuple[float, float]: ...
 def lend(team: int) -> None: ...
+def draw(
+    isa: str,
+    seed: int,
+    step: int,
+    layer: int,
+    use: int,
+    times: NDArray[np.uint32],
+    rows: NDArray[np.uint32],
+    below: int,
+    chosen: float,
+    other: float,
+    out: Floats,
+    threads: int,
+) -> None: ...
 def empty(shape: Sequence[int]) -> Floats: ...
 
 class Layer:
@@ -90,5 +104,13 @@ class SmallCalls:
     def backward(self, *given: Any) -> bool: ...
 
 class Stream:
-    def __init__(self, layers: Sequence[Layer], rows: int, hidden: Floats, cell: Floats) -> None: ...
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        rows: int,
+        hidden: Floats,
+        cell: Floats,
+        share_hidden: Floats | None,
+        share_cell: Floats | None,
+    ) -> None: ...
     def step(self, x: Floats, rows: NDArray[np.int64] | None, out: Floats, threads: int) -> None: ...

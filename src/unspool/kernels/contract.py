@@ -36,6 +36,8 @@ import enum
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from unspool.kernels.masks import Floats, Wanted
+
 # A NumPy array, or (for the reference) a torch tensor.  Where a field below has the default None, it is
 # None for the cells that do not have it.
 Array: TypeAlias = Any
@@ -185,6 +187,9 @@ class Kernels(Protocol):
         numbers are rounded.  States, sums, gates, trace and gradients are float32 in each.  The rules hold in
         each; two sets, or two instruction sets, may round a number that lies between two steps differently.
         """
+
+    def draw(self, wanted: Wanted) -> Floats:
+        """Draw a mask (T, B, D, H) of dropout or zoneout, the bits of `masks.draw`."""
 
     def infer(
         self,

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unspool.errors import InputError, KernelsError
-from unspool.kernels import checks
+from unspool.kernels import checks, masks
 from unspool.kernels.contract import Array, Cell, Flow, Gradients, State, Trace, Weights
 
 try:
@@ -233,6 +233,26 @@ def prepare(
     return Prepared(sizes, layer)
 
 
+def draw(wanted: masks.Wanted) -> Floats:
+    """Draw a mask as `masks.draw` does, to the bit, on the engine's threads."""
+    mask = empty(len(wanted.times), len(wanted.rows), wanted.directions, wanted.units)
+    _core.draw(
+        _isa,
+        wanted.seed,
+        wanted.step,
+        wanted.layer,
+        wanted.use,
+        wanted.times,
+        wanted.rows,
+        wanted.below,
+        wanted.chosen,
+        wanted.other,
+        mask,
+        _threads,
+    )
+    return mask
+
+
 def small_calls(
     table: Any,
     tensor: type,
@@ -250,28 +270,29 @@ def small_calls(
     )
 
 
-def check_stream(layers: Sequence[Prepared]) -> None:
-    """Raise where a layer has more than the plain cell, which a stream does not run.
-
-    Raises:
-        KernelsError: it has.
-    """
-    options = {name: None for prepared in layers for name in prepared.sizes.options}
-    if options:
-        raise KernelsError(
-            f"A stream runs plain cells alone.\n  Received: a layer with {', '.join(options)}.\n"
-            f"  Fix: run the layer itself on pieces of the sequence, handing the state on."
-        )
-
-
-def stream(layers: Sequence[Prepared], rows: int, hidden: Floats, cell: Floats) -> Any:
+def stream(
+    layers: Sequence[Prepared],
+    rows: int,
+    hidden: Floats,
+    cell: Floats,
+    zoneout: tuple[float, float] = (0.0, 0.0),
+) -> Any:
     """Make the engine's side of a `stream.Stream`, which works on the state arrays it is given.
 
-    Raises:
-        KernelsError: a layer has more than the plain cell.
+    Args:
+        layers: as `prepare` made them.
+        rows: R.
+        hidden, cell: (L, R, P), (L, R, H); of a cell without a cell state an empty one.
+        zoneout: the shares of h and of c that are kept from the step before.
     """
-    check_stream(layers)
-    return _core.Stream([prepared.layer for prepared in layers], rows, hidden, cell)
+    sizes = layers[0].sizes
+    shares = [
+        np.full((rows, units), share, np.float32) if share and array.size else None
+        for share, units, array in zip(
+            zoneout, (sizes.output_size, sizes.hidden_size), (hidden, cell), strict=True
+        )
+    ]
+    return _core.Stream([prepared.layer for prepared in layers], rows, hidden, cell, *shares)
 
 
 def infer(

@@ -27,6 +27,7 @@ from unspool.kernels.contract import (
     Weights,
 )
 from unspool.kernels.equations import Prepared, nothing, step, step_back, where, zeros
+from unspool.kernels.masks import draw as draw
 
 
 def describe() -> str:

@@ -134,6 +134,11 @@ class Recurrent(nn.Module):
         self._zoneout = share[0] if isinstance(share, tuple) and share[0] == share[1] else share
 
     @property
+    def _both_shares(self) -> tuple[float, float]:
+        """The shares of h and of c."""
+        return self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout, self.zoneout)
+
+    @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
@@ -184,7 +189,6 @@ class Recurrent(nn.Module):
         Raises:
             InputError: the layer is bidirectional, or rows is below 1.
             KernelsError: the layer does not run the native kernels: its weights are not float32 on the CPU.
-                Or it has more than the plain cell.
         """
         kernels = ops.kernels_for(self.kernels, self.weight_hh_l0)
         if kernels is not load("native"):
@@ -192,12 +196,6 @@ class Recurrent(nn.Module):
                 f"A stream runs the native kernels alone.\n  Received: a layer with {kernels.describe()}, "
                 f"{self.weight_hh_l0.dtype} on {self.weight_hh_l0.device}.\n"
                 "  Fix: layer.float().cpu().stream(), of a layer not created with kernels='reference'."
-            )
-        beyond = [name for name in _BEYOND if getattr(self, name)]
-        if beyond:
-            raise KernelsError(
-                f"A stream runs plain cells alone.\n  Received: a layer with {', '.join(beyond)}.\n"
-                "  Fix: run the layer itself on pieces of the sequence, handing the state on."
             )
         from unspool.stream import Stream  # here: it loads the engine, which this module can do without
 
@@ -208,7 +206,8 @@ class Recurrent(nn.Module):
             ]
             for k in range(self.num_layers)
         ]
-        return Stream([kernels.prepare(self.cell, weights) for weights in arrays], rows)
+        layers = [kernels.prepare(self.cell, weights, cell_clip=self.cell_clip) for weights in arrays]
+        return Stream(layers, rows, zoneout=self._both_shares)
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -553,9 +552,10 @@ class Recurrent(nn.Module):
         """The mask given, or in training with recurrent dropout one drawn from torch's generator's seed."""
         if given is not None or not self.training or not self.recurrent_dropout:
             return given
-        seed = int(torch.randint(2**63 - 1, ()))
+        seed, share = int(torch.randint(2**63 - 1, ())), self.recurrent_dropout
+        by = ops.kernels_for(self.kernels, self.weight_hh_l0).draw
         of_layers = [
-            masks.recurrent(seed, 0, k, self._directions, batch, self._output_size, self.recurrent_dropout)
+            masks.recurrent(seed, 0, k, self._directions, batch, self._output_size, share, by=by)
             for k in range(self.num_layers)
         ]
         return torch.cat([torch.from_numpy(mask) for mask in of_layers]).to(x.device, x.dtype)
@@ -564,7 +564,7 @@ class Recurrent(nn.Module):
         self, seed: int | None, k: int, x: Tensor, order: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """What layer k keeps from the step before, of h and of c: drawn from a seed; without one the mean."""
-        both = self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout, self.zoneout)
+        both = self._both_shares
         found: list[Tensor | None] = []
         for part, share, units in zip(
             ("hidden", "cell"), both, (self._output_size, self.hidden_size), strict=True
@@ -575,7 +575,8 @@ class Recurrent(nn.Module):
                 found.append(x.new_full((x.size(0), x.size(1), self._directions, units), share))
             else:
                 rows = x.size(1) if order is None else order.numpy(force=True)
-                mask = masks.zoneout(seed, 0, k, self._directions, rows, units, x.size(0), share, part)
+                by = ops.kernels_for(self.kernels, self.weight_hh_l0).draw
+                mask = masks.zoneout(seed, 0, k, self._directions, rows, units, x.size(0), share, part, by=by)
                 found.append(torch.from_numpy(mask).to(x.device, x.dtype))
         return found[0], found[1]
 
