@@ -9,6 +9,7 @@ import torch
 
 from unspool import crf
 from unspool.errors import InputError
+from unspool.recipes.chain import log_likelihood
 
 T, K = 5, 3
 LENGTHS = np.array([5, 0, 1, 3, 4])
@@ -138,3 +139,56 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], said: str) -> None
     } | change
     with pytest.raises(InputError, match=said):
         crf.score(**given)
+
+
+# Training's way, with products in place of logarithms, beside the algorithm that is checked above.
+
+
+@pytest.mark.parametrize("size", [1.0, 40.0])  # at 40 one labelling has nearly all of the probability
+def test_sums_of_products_and_their_gradients_are_those_of_logarithms(
+    case: tuple[np.ndarray, crf.Chain], size: float
+) -> None:
+    emissions, chain = case[0] * size, crf.Chain(*(part * size for part in case[1]))
+    weights = np.array([1.0, 5.0, -2.0, 0.5, 0.0])
+    known = torch.from_numpy(np.nan_to_num(emissions)).requires_grad_()
+    parts = crf.Chain(*(torch.from_numpy(part).requires_grad_() for part in chain))
+    wanted = crf.log_partition(known, torch.from_numpy(LENGTHS), parts)
+    (wanted * torch.from_numpy(weights)).sum().backward()
+    total, sums = crf.forward_sums(emissions, LENGTHS, chain)
+    np.testing.assert_allclose(total, wanted.detach().numpy(), rtol=1e-12)
+    d_emissions, d_chain = crf.gradients(sums, weights, LENGTHS, chain)
+    np.testing.assert_allclose(d_emissions, known.grad.numpy(), atol=1e-12)
+    for ours, theirs in zip(d_chain, parts, strict=True):
+        np.testing.assert_allclose(ours, theirs.grad.numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(0, 2), (3, 0), (1, 2)])
+def test_sums_of_nothing(steps: int, batch: int) -> None:
+    lengths = np.full(batch, steps)
+    chain = crf.Chain(np.zeros((K, K)), np.zeros(K), np.zeros(K))
+    total, sums = crf.forward_sums(np.zeros((steps, batch, K)), lengths, chain)
+    np.testing.assert_allclose(total, np.full(batch, steps * np.log(K)))
+    d_emissions, d_chain = crf.gradients(sums, np.ones(batch), lengths, chain)
+    np.testing.assert_allclose(d_emissions, np.full((steps, batch, K), 1 / K))
+    np.testing.assert_array_equal(d_chain.transitions, np.zeros((K, K)))
+
+
+def test_likelihood_in_training_has_the_gradients_of_its_definition(
+    case: tuple[np.ndarray, crf.Chain],
+) -> None:
+    labels = np.random.default_rng(3).integers(0, K, (T, len(LENGTHS)))
+    for b, length in enumerate(LENGTHS):
+        labels[length:, b] = 99
+    found = []
+    for ours in (True, False):
+        emissions = torch.from_numpy(np.nan_to_num(case[0])).requires_grad_()
+        chain = crf.Chain(*(torch.from_numpy(part).requires_grad_() for part in case[1]))
+        given = (emissions, torch.from_numpy(labels), torch.from_numpy(LENGTHS), chain)
+        if ours:
+            value = log_likelihood(*given)
+        else:
+            value = crf.score(*given) - crf.log_partition(emissions, given[2], chain)
+        (value * torch.arange(1.0, 6.0)).sum().backward()
+        found.append((value, emissions.grad, *(part.grad for part in chain)))
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)

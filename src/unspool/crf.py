@@ -3,8 +3,9 @@
     score(y | x) = start[y_1] + Σ_t emissions[t, y_t] + Σ_t transitions[y_{t-1}, y_t] + end[y_last]
     p(y | x)     = exp(score(y | x)) / Σ_y' exp(score(y' | x))
 
-One text for NumPy arrays (serving) and torch tensors (training: every function but `viterbi` is
-differentiable).  Knows neither what a label means (the recipe) nor where emissions come from (a network).
+One text for NumPy arrays (serving) and torch tensors: every function is differentiable but `viterbi`,
+and `forward_sums` with its `gradients`, which are faster and what training takes.  Knows neither what a
+label means (the recipe) nor where emissions come from (a network).
 
     T steps   B sequences   K labels
 
@@ -86,6 +87,88 @@ def log_partition(emissions: Array, lengths: Array, chain: Chain) -> Array:
         return _zeros(emissions, batch)
     alpha = _forward(emissions, lengths, chain)[-1]
     return _where(lengths > 0, _log_sum(alpha + chain.end, 1), 0.0)
+
+
+class Sums(NamedTuple):
+    """What `forward_sums` keeps for `gradients`, in float64; past a length it means nothing."""
+
+    fitting: NDArray[np.float64]  # (T, B, K) exp(emissions), divided by each step's largest
+    shares: NDArray[np.float64]  # (T, B, K) the forward sums, each step's divided by their sum
+    scales: NDArray[np.float64]  # (T, B) these sums
+    live: NDArray[np.bool_]  # (T, B) within a sequence's length
+
+
+def forward_sums(
+    emissions: NDArray[Any], lengths: NDArray[np.int64], chain: Chain
+) -> tuple[NDArray[np.float64], Sums]:
+    """Sum over all labellings as `log_partition` does, with products of probabilities in place of logarithms.
+
+    Args:
+        emissions, lengths, chain: as for `score`, NumPy arrays.
+
+    Returns:
+        (B,) logarithms, and what `gradients` needs.
+
+    Raises:
+        InputError: shapes that do not fit, or a length out of its range.
+
+    Source: scaling, Rabiner 1989, section V.A.
+    """
+    steps, batch = _check(emissions, lengths, chain)
+    live = np.arange(steps)[:, None] < lengths
+    emissions = np.where(live[:, :, None], emissions, 0).astype(np.float64)
+    transitions, start, end = (np.asarray(part, np.float64) for part in chain)
+    most = emissions.max(2, keepdims=True)
+    fitting = np.exp(emissions - most)
+    onward, first, last = (np.exp(part - part.max()) for part in (transitions, start, end))
+    shares, scales = np.empty_like(fitting), np.ones((steps, batch))
+    for t in range(steps):
+        now = fitting[t] * (shares[t - 1] @ onward if t else first)
+        scales[t] = now.sum(1)
+        shares[t] = now / scales[t][:, None]
+        if t:  # past its length a sequence's last sums stand still
+            np.copyto(shares[t], shares[t - 1], where=~live[t][:, None])
+    with np.errstate(divide="ignore"):
+        total = np.where(live, np.log(scales) + most[:, :, 0], 0).sum(0)
+        if steps:
+            total += np.log(shares[-1] @ last) + start.max() + end.max()
+    total += np.maximum(lengths - 1, 0) * transitions.max()
+    return np.where(lengths > 0, total, 0.0), Sums(fitting, shares, scales, live)
+
+
+def gradients(
+    sums: Sums, weights: NDArray[Any], lengths: NDArray[np.int64], chain: Chain
+) -> tuple[NDArray[np.float64], Chain]:
+    """Differentiate Σ_b weights_b log Z_b, Z_b the sum over the labellings of sequence b.
+
+    Args:
+        sums: what `forward_sums` returned for these lengths and this chain.
+        weights: (B,).
+        lengths, chain: as for `score`.
+
+    Returns:
+        (T, B, K) the derivatives by the emissions: `weights` times `marginals`; and those by the chain.
+    """
+    fitting, shares, scales, live = sums
+    transitions, end = (np.asarray(part, np.float64) for part in (chain.transitions, chain.end))
+    onward, last = np.exp(transitions - transitions.max()), np.exp(end - end.max())
+    steps, batch, labels = fitting.shape
+    if steps == 0:
+        return np.zeros((0, batch, labels)), Chain(*(np.zeros(np.shape(part)) for part in chain))
+    weights = np.where(lengths > 0, weights, 0.0)[:, None]
+    beta = last / (shares[-1] @ last)[:, None]  # (B, K) of what follows a label, in units of its share's
+    onto = np.zeros_like(fitting)  # what a step takes over from the one before, without the transition
+    d_emissions = np.empty_like(fitting)
+    d_end = (weights * shares[-1] * beta).sum(0)
+    for t in reversed(range(steps)):
+        d_emissions[t] = weights * shares[t] * beta
+        if t:
+            onto[t] = np.where(live[t][:, None], fitting[t] * beta / scales[t][:, None], 0)
+            beta = np.where(live[t][:, None], onto[t] @ onward.T, beta)
+    d_emissions[~live] = 0
+    before = (weights * shares[:-1]).reshape(-1, labels)
+    d_transitions = onward * (before.T @ onto[1:].reshape(-1, labels))
+    return d_emissions, Chain(d_transitions, d_emissions[0].sum(0), d_end)
 
 
 def marginals(emissions: Array, lengths: Array, chain: Chain) -> Array:

@@ -190,7 +190,7 @@ def run(
                     accelerator.backward(part.total * (accelerator.num_processes / max(count, 1)))
                 norm = _gradient_norm(model)
                 if math.isfinite(loss) and math.isfinite(norm.item()):
-                    if options.clip:
+                    if 0 < options.clip < norm.item() + 1e-6:  # below it the factor would be 1
                         torch.nn.utils.clip_grads_with_norm_(model.parameters(), options.clip, norm)
                     done = (epoch - 1 + state.batch / len(batches)) / options.epochs
                     rate = _learning_rate(options, state.step, done)

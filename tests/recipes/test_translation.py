@@ -125,7 +125,7 @@ def test_with_and_without_torch_the_scores_are_the_same(file_of_words: Path, opt
     data = translation.numbered(parts.test[:20], *sides)
     rows = np.arange(20)
     with torch.no_grad():
-        scores = network(translation.share_of(data, rows)).log_softmax(1).numpy()
+        scores = network.scores(network.read(translation.share_of(data, rows))).log_softmax(1).numpy()
     decoding = served.decode(served.read([data.sources[row] for row in rows]))
     last = np.full(20, translator.END)
     steps = []

@@ -30,7 +30,7 @@ from unspool import model as serving
 from unspool.data import texts
 from unspool.errors import ConfigError, DataError
 from unspool.kernels.contract import Cell
-from unspool.recipes import layers, outcome, rules
+from unspool.recipes import layers, outcome, products, rules
 from unspool.subwords import Subwords
 from unspool.vocabulary import Vocabulary
 
@@ -320,10 +320,10 @@ class Network(nn.Module):
             if noise is not None and config.layer_dropout:
                 x = x * noise.keep(config.layer_dropout, x.size(2))
         outputs, right = x.flatten(0, 1), follow.flatten()
-        if config.adaptive_softmax:
-            nats = -self.scores(outputs, right).output.sum()
+        if isinstance(self.scores, nn.Linear):
+            nats = products.guess(outputs, self.scores.weight, self.scores.bias, right).nats
         else:
-            nats = F.cross_entropy(self.scores(outputs), right, reduction="sum")
+            nats = -self.scores(outputs, right).output.sum()
         return nats, after, x, raw
 
     def _run(

@@ -28,10 +28,11 @@ from unspool.data.conll import Sentence
 from unspool.errors import DataError
 from unspool.kernels.contract import Cell
 from unspool.metrics import ArcScore
-from unspool.recipes import layers, outcome, reader, rules
+from unspool.recipes import layers, outcome, products, reader, rules
 from unspool.sentences import Tables
 from unspool.trees import Tree
 
+_WORDS = 128  # whose relations are scored at a time
 _BENCHMARKS = tuple(name for name, found in tagged.BENCHMARKS.items() if found.format == "conllu")
 
 
@@ -283,28 +284,39 @@ class Network(reader.Reader):
                 trees with one root.
             noise: where dropout masks come from; None: nothing is dropped.
         """
-        states = self.read(given, noise).transpose(0, 1)  # (B, T, 2·H)
+        states = self.read(given, noise).transpose(0, 1).contiguous()  # (B, T, 2·H)
         batch, steps, width = states.shape
         with_root = torch.cat([self.root.expand(batch, 1, width), states], 1)
         views = {
             name: self._view(name, with_root if "head" in name else states, noise) for name, _ in parser.SIDES
         }
-        arcs = _with_one(views["arc_word"]) @ self.arcs @ views["arc_head"].transpose(1, 2)
+        arcs = products.linear(_with_one(views["arc_word"]), self.arcs.T) @ views["arc_head"].transpose(1, 2)
         past = torch.arange(steps + 1, device=arcs.device) > given.lengths.to(arcs.device)[:, None]
         arcs = arcs.masked_fill(past[:, None], -torch.inf)
         if heads is None:
             heads = _best_heads(arcs, given.lengths)
-        kinds = self.relations
-        asked = _with_one(views["relation_word"]) @ kinds.transpose(0, 1).reshape(kinds.shape[1], -1)
         rows = torch.arange(batch, device=arcs.device)[:, None]
         chosen = _with_one(views["relation_head"])[rows, heads]  # (B, T, R + 1)
-        relations = (asked.reshape(batch, steps, len(kinds), -1) @ chosen[..., None]).squeeze(3)
+        relations = self._to_heads(_with_one(views["relation_word"]), chosen)
         tags = states.new_zeros(batch, steps, 0) if self.tag_scores is None else self.tag_scores(states)
         return Scores(arcs, heads, relations, tags)
 
+    def _to_heads(self, words: Tensor, heads: Tensor) -> Tensor:
+        """Score each word's relations to its head, (B, T, R + 1) both: (B, T, K)."""
+        kinds, _, wide = self.relations.shape
+        weight = self.relations.transpose(1, 2).reshape(-1, wide)
+        # What a word asks of all kinds is K times as large as the word: some at a time stay in the cache.
+        parts = zip(*(torch.split(x.flatten(0, 1), _WORDS) for x in (words, heads)), strict=True)
+        scores = [
+            (products.linear(word, weight).view(-1, kinds, wide) * head[:, None]).sum(2)
+            for word, head in parts
+        ]
+        return torch.cat(scores).view(*words.shape[:2], kinds)
+
     def _view(self, name: str, states: Tensor, noise: training.Noise | None) -> Tensor:
         """A layer on the words' states, as one side of a product reads them."""
-        x = F.leaky_relu(getattr(self, name)(states), parser.LEAK)
+        layer = getattr(self, name)
+        x = F.leaky_relu(products.linear(states, layer.weight, layer.bias), parser.LEAK)
         p = self.config.score_dropout
         return x if noise is None or not p else x * noise.keep(p, x.size(2))[:, None]
 

@@ -27,6 +27,7 @@ from unspool.data.conll import Sentence
 from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy, SpanScore
 from unspool.recipes import layers, outcome, pretraining, reader, rules
+from unspool.recipes.chain import log_likelihood
 from unspool.sentences import Tables
 
 # What may be taken from the score of standing outside of all spans.
@@ -255,9 +256,7 @@ class Network(reader.Reader):
         emissions: Tensor = self.emissions(self.read(given, noise))
         if labels is None:
             return emissions, None
-        lengths = given.lengths.to(emissions.device)
-        gold = crf.score(emissions, labels.T, lengths, self.chain)
-        return emissions, gold - crf.log_partition(emissions, lengths, self.chain)
+        return emissions, log_likelihood(emissions, labels.T, given.lengths, self.chain)
 
 
 # ---- loss and score

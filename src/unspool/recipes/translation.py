@@ -20,7 +20,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ from unspool import model as serving
 from unspool.data import batches, pairs
 from unspool.kernels.contract import Cell
 from unspool.metrics import Bleu, WordErrors
-from unspool.recipes import layers, outcome, rules
+from unspool.recipes import layers, outcome, products, rules
 from unspool.translator import END, Side
 
 
@@ -282,16 +281,25 @@ class Network(nn.Module):
         if config.tied:
             self.scores.weight = self.target.weight
 
-    def forward(self, given: Share, noise: training.Noise | None = None) -> Tensor:
-        """Score every target unit of a share, given those before it.
+    def forward(
+        self, given: Share, noise: training.Noise | None = None, smoothing: float = 0.0
+    ) -> products.Guessed:
+        """Guess every target unit of a share, given those before it.
 
         Args:
             given: the pairs as numbers.
             noise: where dropout masks come from; None: nothing is dropped.
+            smoothing: of labels.
 
         Returns:
-            (N, V) scores of the real target steps alone, pair after pair.
+            The cross-entropy of the real target steps, summed, and how many were guessed right.
         """
+        return products.guess(
+            self.read(given, noise), self.scores.weight, self.scores.bias, real_units(given), smoothing
+        )
+
+    def read(self, given: Share, noise: training.Noise | None = None) -> Tensor:
+        """Read a share: (N, E) the readouts of the real target steps alone, pair after pair."""
         memory, states = self._encode(given, noise)
         embedded = self._drop(self.target(given.read.T), noise, self.config.input_dropout)
         masks = [self._mask(noise, self.config.hidden_size) for _ in self.decoder]
@@ -301,8 +309,7 @@ class Network(nn.Module):
         else:
             read = self._step_by_step(embedded, states, memory, masks, readout_mask)
         real = torch.arange(read.size(0), device=read.device) < given.target_lengths.to(read.device)[:, None]
-        scores: Tensor = self.scores(read.transpose(0, 1)[real])
-        return scores
+        return read.transpose(0, 1)[real]
 
     def _encode(self, given: Share, noise: training.Noise | None) -> tuple[attention.Memory, list[Any]]:
         config = self.config
@@ -316,7 +323,7 @@ class Network(nn.Module):
         if Cell(config.cell).has_cell_state:
             states = [(parts[2 * k], parts[2 * k + 1]) for k in range(config.num_layers)]
         real = torch.arange(len(x), device=x.device)[:, None] < given.source_lengths.to(x.device)
-        return attention.Memory(x, x @ self.attention.keys.T, real), states
+        return attention.Memory(x, products.linear(x, self.attention.keys), real), states
 
     def _decode(
         self,
@@ -334,7 +341,8 @@ class Network(nn.Module):
             after.append(final)
             x = x if mask is None else x * mask
         context, looked = attention.look(x, memory, self.attention.weights, covered)
-        read = torch.tanh(self.readout(torch.cat([context, x], 2)))
+        both = torch.cat([context, x], 2)
+        read = torch.tanh(products.linear(both, self.readout.weight, self.readout.bias))
         return (read if readout_mask is None else read * readout_mask), after, looked
 
     def _step_by_step(
@@ -372,18 +380,17 @@ class Network(nn.Module):
 
 
 def real_units(share: Share) -> Tensor:
-    """(N,) the target units in the order of `Network.forward`'s scores."""
+    """(N,) the target units in the order of `Network.read`'s readouts."""
     real = torch.arange(share.follow.size(1), device=share.follow.device) < share.target_lengths[:, None]
     return share.follow[real]
 
 
 def loss(config: Config, network: nn.Module, share: Share, noise: training.Noise) -> training.Loss:
     """Cross-entropy of the target units, summed."""
-    units = real_units(share)
-    scores = network(share, noise)
-    total = F.cross_entropy(scores, units, reduction="sum", label_smoothing=config.label_smoothing)
-    read = int(share.source_lengths.sum()) + len(units)
-    return training.Loss(total, len(units), tokens=read, places=share.sources.numel() + share.follow.numel())
+    total = network(share, noise, config.label_smoothing).nats
+    units = int(share.target_lengths.sum())
+    read = int(share.source_lengths.sum()) + units
+    return training.Loss(total, units, tokens=read, places=share.sources.numel() + share.follow.numel())
 
 
 def score(data: Data, network: nn.Module) -> training.Score:
@@ -392,10 +399,10 @@ def score(data: Data, network: nn.Module) -> training.Score:
     right, total, count = 0, 0.0, 0
     for rows in batches.bucketed(data.sizes, 128, seed=None):
         share = Share(*(part.to(device) for part in share_of(data, rows)))
-        units, scores = real_units(share), network(share)
-        right += int((scores.argmax(1) == units).sum())
-        total += float(F.cross_entropy(scores, units, reduction="sum"))
-        count += len(units)
+        found = network(share)
+        right += int(found.right)
+        total += float(found.nats)
+        count += int(share.target_lengths.sum())
     return training.Score(right / max(count, 1), total / max(count, 1))
 
 
