@@ -36,6 +36,30 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 every_cell = pytest.mark.parametrize("cell", CELLS)
 
+# torch's own grid of options, the projection with it.
+_SPOKEN: dict[str, dict[Any, str]] = {
+    "with_state": {False: "zero state", True: "state given"},
+    "ragged": {False: "whole", True: "ragged"},
+    "batch_first": {False: "time first", True: "batch first"},
+    "bias": {True: "bias", False: "no bias"},
+    "bidirectional": {False: "forward", True: "both"},
+    "num_layers": {1: "1", 2: "2"},
+}
+
+
+def whole_grid(test: Any) -> Any:
+    """A test of a cell and of each option of the grid, by their names here."""
+    for name, said in _SPOKEN.items():
+        test = pytest.mark.parametrize(name, list(said), ids=said.values())(test)
+    cells = [*((cell, 0) for cell in CELLS), ("lstm", 2)]
+    ids = [f"{cell} projected" if size else cell for cell, size in cells]
+    return pytest.mark.parametrize(("cell", "proj_size"), cells, ids=ids)(test)
+
+
+def made_of(proj_size: int, **options: Any) -> dict[str, Any]:
+    """The options of a constructor; only an LSTM's may name a projection."""
+    return options | ({"proj_size": proj_size} if proj_size else {})
+
 
 def ours(cell: str, *sizes: int, **options: Any) -> Any:
     name, more = CELLS[cell]
@@ -63,7 +87,8 @@ def state(module: Any, size: int = B, dtype: torch.dtype = torch.float32) -> tup
     """A state before the first step: h, and for an LSTM another c."""
     rows = module.num_layers * (2 if module.bidirectional else 1)
     parts = 2 if isinstance(module, nn.LSTM | torch.nn.LSTM) else 1
-    return tuple(torch.randn(rows, size, module.hidden_size, dtype=dtype) for _ in range(parts))
+    units = (module.proj_size or module.hidden_size, module.hidden_size)[:parts]
+    return tuple(torch.randn(rows, size, of, dtype=dtype) for of in units)
 
 
 def cut_marks(dtype: torch.dtype = torch.bool) -> Tensor:

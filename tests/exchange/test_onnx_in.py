@@ -13,8 +13,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from exchange.test_onnx_out import KINDS, made
-from unspool import exchange
-from unspool.errors import ModelFileError
+from unspool import exchange, nn
+from unspool.errors import InputError, ModelFileError
 
 
 def bits(arrays: Any) -> dict[str, bytes]:
@@ -48,6 +48,28 @@ def test_peepholes_and_a_clip_go_out_and_in(tmp_path: Path) -> None:
     assert read.layers[0].clip == 0.75
     for mine, theirs in zip(read.layers[0].directions, parts, strict=True):
         assert [array.tobytes() for array in mine] == [array.tobytes() for array in theirs]
+
+
+def test_a_layer_with_peepholes_comes_back_as_one_to_train(tmp_path: Path) -> None:
+    """Into `nn`, bit for bit; a bound on pre-activations is none of its options, and is refused."""
+    layer = made("LSTM", nn, peephole=True, num_layers=2, bidirectional=True)
+    exchange.to_onnx(layer, tmp_path / "layer.onnx")
+    stack = exchange.from_onnx(tmp_path / "layer.onnx")
+    assert isinstance(stack, exchange.Stack)
+    twin = nn.LSTM(5, 6, 2, bidirectional=True, peephole=True)
+    twin.load_state_dict({name: torch.from_numpy(array) for name, array in stack.state_dict().items()})
+    assert list(twin.state_dict()) == list(layer.state_dict())
+    x, lengths = torch.randn(7, 3, 5), [7, 2, 4]
+    want = layer(x, lengths=lengths)[0]
+    assert torch.equal(twin(x, lengths=lengths)[0], want)
+    output, _ = stack.run(x.numpy(), lengths=lengths)
+    np.testing.assert_allclose(output, want.detach(), atol=1e-6)
+    clipped = exchange.Stack([one._replace(clip=0.5) for one in stack.layers])
+    exchange.to_onnx(clipped, tmp_path / "clipped.onnx")
+    again = exchange.from_onnx(tmp_path / "clipped.onnx")
+    assert isinstance(again, exchange.Stack)
+    with pytest.raises(InputError, match=r"no one torch module(.|\n)*clipped at 0.5"):
+        again.state_dict()
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])

@@ -222,6 +222,30 @@ def test_a_monitor_measures_every_nth_step_and_warns_once() -> None:
     assert monitor.numbers["model.0.forward/vanished"] == pytest.approx((shares < 1e-4).mean())
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("exploding", ("exploded", "clip the gradient's norm", "shorter window")),
+        ("vanishing", ("vanished", "an LSTM or GRU", "forget-gate bias", "shorter window")),
+        ("shut", ("of the values of input lie at its ends", "lower learning rate")),
+    ],
+)
+def test_a_monitor_warns_in_words_with_the_remedy(kind: str, said: tuple[str, ...]) -> None:
+    torch.manual_seed(1)
+    layer: Any = nn.LSTM(2, 8) if kind == "shut" else nn.RNN(2, 8, nonlinearity="relu")
+    with torch.no_grad():
+        if kind == "shut":
+            layer.bias_ih_l0[:8] = -40
+        else:
+            layer.weight_hh_l0.copy_(torch.eye(8) * (3 if kind == "exploding" else 0.1))
+            layer.bias_ih_l0.fill_(5)
+    monitor = introspect.Monitor(layer, every=1)
+    with monitor.step(0):
+        layer(torch.randn(20, 3, 2))[0][-1].sum().backward()
+    (text,) = [warning for warning in monitor.warnings if said[0] in warning]
+    assert all(part in text.split("Remedy: ")[1] for part in said[1:])
+
+
 def test_a_monitor_counts_lags_from_each_sequences_own_last_step() -> None:
     torch.manual_seed(2)
     layer = nn.LSTM(2, 4, bidirectional=True)

@@ -78,6 +78,30 @@ def test_no_term_of_a_linear_network_is_larger_than_sigma_to_the_lag_allows(scal
         assert terms.norms[k] >= bound * (1 - 1e-9), "orthogonal times a number reaches the bound"
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_no_term_of_a_linear_network_of_any_spectrum_breaks_the_bound(seed: int) -> None:
+    """Singular values that differ: the bound is not reached, and never broken."""
+    torch.manual_seed(seed)
+    layer = linear(1.0)
+    scale = (0.3, 0.9, 1.1)[seed % 3]
+    with torch.no_grad():
+        drawn = torch.rand(8, 8, dtype=torch.float64)
+        layer.weight_hh_l0.copy_(drawn * scale / torch.linalg.matrix_norm(drawn, 2))
+    x = torch.randn(40, 1, 3, dtype=torch.float64)
+    at = int(torch.randint(1, 40, ()))
+    d_output = torch.randn(1, 8, dtype=torch.float64)
+    terms = introspect.gradient_terms(layer, x, at=at, d_output=d_output)
+    with torch.no_grad():
+        hidden = layer(x)[0][:, 0]
+    assert (hidden > 0).all()
+    shares = [
+        terms.norms[k] / (scale ** (at - k) * float(d_output.norm() * hidden[k - 1].norm()))
+        for k in range(1, at + 1)
+    ]
+    assert max(shares) <= 1 + 1e-9
+    assert min(shares) < 0.99 or at == 1
+
+
 def test_in_a_tanh_network_of_norm_below_one_step_100_is_forgotten() -> None:
     torch.manual_seed(1)
     layer = nn.RNN(4, 32).double()

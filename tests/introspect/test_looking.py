@@ -118,6 +118,31 @@ def test_an_exploding_state_is_located_where_it_first_is_too_large() -> None:
     assert (np.diff(fault.norms) > 0).all()
 
 
+@pytest.mark.parametrize("direction", [0, 1])
+def test_a_fault_says_what_led_there(direction: int) -> None:
+    """The sizes of the sample's state over the five steps read before; its weights' largest factor."""
+    torch.manual_seed(0)
+    layer = nn.GRU(3, 5, 2, bidirectional=True)
+    x, lengths = torch.randn(12, 3, 3), torch.tensor([12, 10, 11])
+    with torch.no_grad():
+        out = layer(x, lengths=lengths)[0]
+    run = introspect.patch(
+        layer, x, "hidden", np.array([[[1.0], [np.inf], [0.0]]]), lengths=lengths,
+        steps=[6], units=[2], level=1, direction=direction,
+    )  # fmt: skip
+    fault = introspect.locate(layer, run)
+    assert fault is not None
+    assert (fault.layer, fault.direction, fault.step, fault.sample) == (1, direction, 6, 1)
+    read_before = [1, 2, 3, 4, 5] if direction == 0 else [9, 8, 7]  # of 10 steps
+    own = out[:, 1, direction * 5 : direction * 5 + 5].norm(dim=1)
+    np.testing.assert_allclose(fault.norms, own[read_before], rtol=1e-5)
+    weights = layer.get_parameter("weight_hh_l1" + "_reverse" * direction).detach()
+    assert fault.spectral_norm == pytest.approx(float(torch.linalg.matrix_norm(weights, 2)), rel=1e-5)
+    said = str(fault)
+    assert f"largest singular value: {fault.spectral_norm:.4g}" in said
+    assert ", ".join(f"{norm:.3g}" for norm in fault.norms) in said
+
+
 @pytest.mark.parametrize("seed", range(100))
 def test_a_planted_saturated_gate_is_located(seed: int) -> None:
     rng = np.random.default_rng(seed)

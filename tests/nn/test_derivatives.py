@@ -22,6 +22,7 @@ from beside import (
     every_cell,
     hx,
     leaf,
+    made_of,
     named,
     ours,
     pair,
@@ -29,6 +30,7 @@ from beside import (
     run,
     state,
     upstream,
+    whole_grid,
 )
 
 
@@ -104,6 +106,42 @@ def test_second_derivatives_equal_finite_differences(cell: str, bidirectional: b
 
     everything = (x, *initial, *module.parameters())
     assert torch.autograd.gradgradcheck(of_everything, everything, fast_mode=True)
+
+
+@pytest.mark.slow
+@whole_grid
+def test_both_derivatives_equal_finite_differences_over_the_whole_grid(
+    cell: str,
+    proj_size: int,
+    num_layers: int,
+    bidirectional: bool,
+    bias: bool,
+    batch_first: bool,
+    ragged: bool,
+    with_state: bool,
+) -> None:
+    """Of all results by all that has a gradient, as one function of one vector: a drawn slope of it."""
+    options = made_of(
+        proj_size, num_layers=num_layers, bidirectional=bidirectional, bias=bias, batch_first=batch_first
+    )
+    module = ours(cell, 2, 3, dtype=torch.float64, **options)
+    lengths = torch.tensor([3, 0, 2]) if ragged else None
+    initial = state(module, 3, torch.float64) if with_state else ()
+    given = [torch.randn(3, 3, 2, dtype=torch.float64), *initial, *module.parameters()]
+    names, sizes = [name for name, _ in module.named_parameters()], [one.numel() for one in given]
+
+    def of_everything(flat: Tensor) -> Tensor:
+        x, *rest = (part.view_as(one) for part, one in zip(flat.split(sizes), given, strict=True))
+        weights = dict(zip(names, rest[len(initial) :], strict=True))
+        output, final = functional_call(
+            module, weights, (x, hx(rest[: len(initial)] or None)), {"lengths": lengths}
+        )
+        return torch.cat([part.flatten() for part in (output, *parts_of(final))])
+
+    flat = torch.cat([one.detach().flatten() for one in given]).requires_grad_()
+    tight: dict[str, Any] = {"fast_mode": True, "atol": 1e-7, "rtol": 1e-6}
+    assert torch.autograd.gradcheck(of_everything, flat, **tight)
+    assert torch.autograd.gradgradcheck(of_everything, flat, **tight)
 
 
 @pytest.mark.parametrize("penalised", ["x", "weight_hh_l0", "h_0"])

@@ -19,27 +19,25 @@ from beside import (
     every_cell,
     hx,
     leaf,
+    made_of,
     ours,
     pair,
     parts_of,
     run,
     state,
     upstream,
+    whole_grid,
 )
 from unspool import nn
 
 # -- the grid against torch.nn
 
 
-@pytest.mark.parametrize("with_state", [False, True], ids=["zero state", "state given"])
-@pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
-@pytest.mark.parametrize("batch_first", [False, True], ids=["time first", "batch first"])
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
-@pytest.mark.parametrize("num_layers", [1, 2])
-@every_cell
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@whole_grid
 def test_outputs_and_every_gradient_equal_torchs(
     cell: str,
+    proj_size: int,
     num_layers: int,
     bidirectional: bool,
     bias: bool,
@@ -47,9 +45,10 @@ def test_outputs_and_every_gradient_equal_torchs(
     ragged: bool,
     with_state: bool,
 ) -> None:
-    module, reference = pair(
-        cell, num_layers=num_layers, bidirectional=bidirectional, bias=bias, batch_first=batch_first
+    options = made_of(
+        proj_size, num_layers=num_layers, bidirectional=bidirectional, bias=bias, batch_first=batch_first
     )
+    module, reference = pair(cell, **options)
     x = batch(batch_first)
     initial = state(module) if with_state else None
     expected = run(reference, x, initial, packed_lengths=RAGGED if ragged else None)
