@@ -51,7 +51,7 @@ IMDB = (
     *("--hidden-size", "64", "--embedding-size", "100", "--min-count", "10", "--max-length", "800"),
     *("--embedding-dropout", "0.3", "--word-dropout", "0.1", "--batch-size", "64", "--epochs", "3"),
 )
-NAMES = ("--data", "wnut17", "--word-dropout", "0.5")
+NAMES = ("--word-dropout", "0.5", "--data")
 MULTI30K = (
     *("--lowercase", "--embedding-size", "256", "--subwords", "6000", "--tied", "--input-dropout", "0.1"),
     *("--layer-dropout", "0.2", "--learning-rate", "3e-3", "--epochs", "4"),
@@ -81,8 +81,9 @@ SETS = {
     "ewt-glove": Set("tagging", ("--data", "ewt", *GLOVE), 3),
     "conll2000": Set("tagging", ("--data", "conll2000"), 3),
     "conll2000-glove": Set("tagging", ("--data", "conll2000", *GLOVE), 3),
-    "wnut17": Set("tagging", NAMES, 3),
-    "wnut17-glove": Set("tagging", (*NAMES, *GLOVE), 3),
+    "wnut17": Set("tagging", (*NAMES, "wnut17"), 3),
+    "wnut17-glove": Set("tagging", (*NAMES, "wnut17", *GLOVE), 3),
+    "wnut17-train-dev-glove": Set("tagging", (*NAMES, "wnut17-train-dev", *GLOVE), 3),
     "parsing": Set("parsing", ("--data", "ewt", *GLOVE), 3),
     "multi30k-de-en": Set("translation", ("--data", "multi30k-de-en", *MULTI30K), 3),
     "multi30k-en-de": Set("translation", ("--data", "multi30k-en-de", *MULTI30K), 3),
@@ -103,6 +104,7 @@ ROWS = (
     Row("conll2000-glove", "chunks, CoNLL-2000, 50-d GloVe", "94.5", "F1, %"),
     Row("wnut17", "entities, WNUT-17", "–", "F1, %"),
     Row("wnut17-glove", "entities, WNUT-17, 50-d GloVe", "36", "F1, %"),
+    Row("wnut17-train-dev-glove", "the same, learned from its dev part too", "36", "F1, %"),
     Row("parsing", "trees, UD English EWT, 50-d GloVe", "87.0", "UAS, %", "uas"),
     Row("parsing", "trees, UD English EWT, 50-d GloVe", "84.0", "LAS, %"),
     Row("multi30k-de-en", "German → English, Multi30k 2016", "35", "BLEU", scale=1),

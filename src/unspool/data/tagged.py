@@ -75,6 +75,12 @@ def _three_files(paths: list[Path], column: str) -> Parts:
     return Parts(*(conll.read(path, column=column) for path in paths))
 
 
+def _train_and_dev(paths: list[Path], column: str) -> Parts:
+    """Three files of which the first two are learned from together, but for the tenth of them that is dev."""
+    train, dev, test = _three_files(paths, column)
+    return Parts(*hold_out([*train, *dev]), test)
+
+
 def _unsplit(paths: list[Path], column: str) -> Parts:
     """One file without parts: a tenth is test, and of the others a tenth dev."""
     rest, test = hold_out(conll.read(paths[0], column=column))
@@ -93,12 +99,14 @@ def _conll2000(paths: list[Path], column: str) -> Parts:
     return Parts(train, dev, parts[1])
 
 
+_WNUT17 = ("wnut17-train", "wnut17-dev", "wnut17-test")
 BENCHMARKS: dict[str, Benchmark] = {
     "turkish-web": Benchmark("conllu", ("turkish-web",), _unsplit),
     "turkish-wiki": Benchmark("conllu", ("turkish-wiki",), _unsplit),
     "ewt": Benchmark("conllu", ("ewt-train", "ewt-dev", "ewt-test"), _three_files),
     "conll2000": Benchmark("columns", ("conll2000",), _conll2000),
-    "wnut17": Benchmark("columns", ("wnut17-train", "wnut17-dev", "wnut17-test"), _three_files),
+    "wnut17": Benchmark("columns", _WNUT17, _three_files),
+    "wnut17-train-dev": Benchmark("columns", _WNUT17, _train_and_dev),
 }
 
 
@@ -112,7 +120,7 @@ def benchmark(
     """Fetch and read a benchmark's three parts.
 
     Args:
-        name: turkish-web, turkish-wiki, ewt, conll2000 or wnut17.
+        name: turkish-web, turkish-wiki, ewt, conll2000, wnut17 or wnut17-train-dev.
         column: which column of CoNLL-U holds the labels; the other benchmarks have one.
         data_dir: the data folder.  None: the variable UNSPOOL_DATA, if it is set.
         quiet: write no progress to stderr.

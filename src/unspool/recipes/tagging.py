@@ -39,7 +39,8 @@ class Config(pretraining.Config):
     """What is trained on, and what is trained."""
 
     data: str = "turkish-web"
-    """A benchmark: turkish-web, turkish-wiki, ewt, conll2000 or wnut17.  Not used where train is given."""
+    """A benchmark: turkish-web, turkish-wiki, ewt, conll2000, wnut17 or wnut17-train-dev.
+    Not used where train is given."""
 
     train: Path | None = None
     """Your own training file: CoNLL-U (.conllu), or columns with a blank line between sentences."""
