@@ -569,6 +569,7 @@ NB_MODULE(_core, m) {
            nb::arg("d_final_hidden").noconvert().none(), nb::arg("d_final_cell").noconvert().none(),
            nb::arg("d_x").noconvert(), nb::arg("d_weights").noconvert(),
            nb::arg("d_states").noconvert(), nb::arg("flow").noconvert(), nb::arg("threads"));
+  nb::class_<PackedWeights>(m, "PackedWeights");
   using Small = SmallCalls<Interruptible>;
   nb::class_<Small>(m, "SmallCalls")
       .def(nb::init<nb::object, nb::object, nb::object, const std::string&, int, int64_t, int64_t, int64_t, int64_t,

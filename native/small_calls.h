@@ -1,10 +1,11 @@
 // A small call of a plain layer, straight from torch's tensors: for agents and decoders, who call once a step
-// and wait longer for the way to the engine than for the engine.
+// and wait longer for the way to the engine than for the engine, and for sequences of few rows.
 //
 // Looks at tensors through DLPack's table of C functions (`__dlpack_c_exchange_api__`): no header of torch, no
 // array object in between.  What is not a plain small call (another dtype or device, views with gaps, sizes
 // that do not fit) is answered with false, before anything is written: the general way runs it or says what is
-// wrong.  Weights are packed anew at every call, as there: whoever wrote on them, and how, the call sees it.
+// wrong.  Weights are packed anew at every call, as there: whoever wrote on them, and how, the call sees it.  What a
+// gradient is asked of keeps its packed weights until then.
 //
 //   T time steps   B batch   I input size   H hidden size   D directions   G gates   L layers of the module
 #pragma once
@@ -54,6 +55,20 @@ struct Scratch {
   int64_t used = 0;
 };
 
+// The weights as one call has packed them, for its gradient.
+struct PackedWeights {
+  PackedWeights(const Engine* engine, const Sizes& sizes, const Weights* weights, int threads)
+      : engine(engine), sizes(sizes), packed(engine->pack(sizes, weights, threads)) {
+    if (packed == nullptr) throw std::bad_alloc();
+  }
+  PackedWeights(const PackedWeights&) = delete;
+  PackedWeights& operator=(const PackedWeights&) = delete;
+  ~PackedWeights() { engine->release(packed); }
+  const Engine* engine;
+  Sizes sizes;
+  Packed* packed;
+};
+
 template <class Interruptible>
 class SmallCalls {
  public:
@@ -72,39 +87,40 @@ class SmallCalls {
   }
 
   // x is T·B·I numbers, out T·B·D·H; states hold all layers, of which this is number `level`; `trace` takes
-  // gates (T, B, D, G, H) and, of an LSTM, cell states, of a GRU recurrent candidates (T, B, D, H).
-  bool forward(int64_t T, int64_t B, int64_t level, nb::handle x, nb::handle hidden, nb::handle cell,
+  // gates (T, B, D, G, H) and, of an LSTM, cell states, of a GRU recurrent candidates (T, B, D, H).  Returns false, true,
+  // or where a trace is kept the packed weights.
+  nb::object forward(int64_t T, int64_t B, int64_t level, nb::handle x, nb::handle hidden, nb::handle cell,
                nb::handle weights, nb::handle out, nb::handle final_hidden, nb::handle final_cell,
                nb::handle trace, int threads) const {
-    if (T < 1 || B < 1 || T > kMost || B > kMost / T) return false;
+    if (T < 1 || B < 1 || T > kMost || B > kMost / T) return nb::bool_(false);
     const bool lstm = sizes_.cell == Cell::lstm;
     const int64_t D = sizes_.directions, elements = T * B * D * sizes_.hidden;
     Run run{};
     std::array<Look, 8> w;
     if (threads < 1 || level < 0 || level >= layers_ || !given(T, B, level, x, hidden, cell, run) ||
         !read(weights, w))
-      return false;
+      return nb::bool_(false);
     Forward to{};
     float* kept = nullptr;
     if (!written(out, elements, to.hidden) || !state(final_hidden, B, level, to.final_hidden) ||
         (lstm ? !state(final_cell, B, level, to.final_cell) : !final_cell.is_none()) ||
         (!trace.is_none() && !written(trace, elements * (sizes_.gates + (extra() ? 1 : 0)), kept)))
-      return false;
+      return nb::bool_(false);
     if (kept != nullptr) {
       to.gates = kept;
       (lstm ? to.cell : to.recurrent_candidate) = extra() ? kept + elements * sizes_.gates : nullptr;
     }
-    Scratch scratch(D * (sizes_.gates + 1) * sizes_.hidden);
+    std::unique_ptr<PackedWeights> packed;
     at_work(T * B, run, [&] {
-      const Handle packed = pack(w, scratch, threads);
-      return packed.get() != nullptr && engine_->forward(*packed, run, to, threads);
+      packed = pack(w, threads);
+      return engine_->forward(*packed->packed, run, to, threads);
     });
-    return true;
+    return trace.is_none() ? nb::object(nb::bool_(true)) : nb::cast(packed.release(), nb::rv_policy::take_ownership);
   }
 
   // Gradients in the shapes of what was given, `d_weights` a list like `weights`: where biases only add, the
-  // second of them is None and the first is that of both.  `output` and `trace` are those of forward.
-  bool backward(int64_t T, int64_t B, nb::handle x, nb::handle hidden, nb::handle cell, nb::handle weights,
+  // second of them is None and the first is that of both.  `packed`, `output` and `trace` are those of forward.
+  bool backward(int64_t T, int64_t B, nb::handle x, nb::handle hidden, nb::handle cell, const PackedWeights& packed,
                 nb::handle output, nb::handle trace, nb::handle d_output, nb::handle d_final_hidden,
                 nb::handle d_final_cell, nb::handle d_x, nb::handle d_weights, nb::handle d_hidden,
                 nb::handle d_cell, int threads) const {
@@ -113,8 +129,10 @@ class SmallCalls {
     const int64_t D = sizes_.directions, G = sizes_.gates, H = sizes_.hidden;
     const int64_t elements = T * B * D * H, stated = D * B * H;
     Run run{};
-    std::array<Look, 8> w;
-    if (threads < 1 || layers_ != 1 || !given(T, B, 0, x, hidden, cell, run) || !read(weights, w)) return false;
+    const Sizes& z = packed.sizes;
+    if (threads < 1 || layers_ != 1 || packed.engine != engine_ || z.cell != sizes_.cell || z.directions != D ||
+        z.input != sizes_.input || z.hidden != H || !given(T, B, 0, x, hidden, cell, run))
+      return false;
     Arriving in{};
     Backward to{};
     float *kept = nullptr, *kept_output = nullptr, *arriving = nullptr, *arriving_hidden = nullptr,
@@ -146,7 +164,7 @@ class SmallCalls {
     in.d_final_hidden = arriving_hidden;
     in.d_final_cell = arriving_cell;
 
-    Scratch scratch(D * (2 * G + 2) * H + 4 * stated + elements * (G + 2));
+    Scratch scratch(D * (G + 1) * H + 4 * stated + elements * (G + 2));
     if (to.d_initial_hidden == nullptr) to.d_initial_hidden = scratch.take(stated);
     to.d_reset_hidden = scratch.take(stated);
     if (lstm) {
@@ -160,10 +178,7 @@ class SmallCalls {
       if (to.d_bias[d] == nullptr) to.d_bias[d] = scratch.take(rows);
       if (gru) to.d_candidate_bias[d] = bias_ ? of_recurrent_bias[d] + 2 * H : scratch.take(H);
     }
-    at_work(2 * T * B, run, [&] {
-      const Handle packed = pack(w, scratch, threads);
-      return packed.get() != nullptr && engine_->backward(*packed, run, in, to, threads);
-    });
+    at_work(2 * T * B, run, [&] { return engine_->backward(*packed.packed, run, in, to, threads); });
     for (int64_t d = 0; d < D; ++d)  // what only adds has the gradient of what it is added to
       if (of_recurrent_bias[d] != nullptr)
         std::memcpy(of_recurrent_bias[d], to.d_bias[d], static_cast<size_t>(2 * H) * sizeof(float));
@@ -175,11 +190,6 @@ class SmallCalls {
     float* data = nullptr;
     int64_t count = 0, dims = 0, first = 0, last = 0;
   };
-  struct Release {
-    const Engine* engine;
-    void operator()(Packed* packed) const { engine->release(packed); }
-  };
-  using Handle = std::unique_ptr<Packed, Release>;
   static constexpr int64_t kMost = int64_t{1} << 24;  // of a size, and of rows times steps: no product overflows
 
   bool extra() const { return sizes_.cell == Cell::lstm || sizes_.cell == Cell::gru; }
@@ -256,7 +266,8 @@ class SmallCalls {
   }
 
   // Biases that only add are summed as torch sums them, to the bit.
-  Handle pack(const std::array<Look, 8>& w, Scratch& scratch, int threads) const {
+  std::unique_ptr<PackedWeights> pack(const std::array<Look, 8>& w, int threads) const {
+    Scratch scratch(sizes_.directions * sizes_.gates * sizes_.hidden);
     const size_t a_direction = bias_ ? 4 : 2;
     const int64_t H = sizes_.hidden, rows = sizes_.gates * H;
     const bool gru = sizes_.cell == Cell::gru;
@@ -274,7 +285,7 @@ class SmallCalls {
       const float* candidate = !gru ? nullptr : bias_ ? part[3].data + 2 * H : bias;
       of[d] = {part[0].data, part[1].data, bias, candidate};
     }
-    return Handle(engine_->pack(sizes_, of, threads), Release{engine_});
+    return std::make_unique<PackedWeights>(engine_, sizes_, of, threads);
   }
 
   // Short calls keep the interpreter's lock: to let go of it costs as much as they do.

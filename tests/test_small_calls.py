@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import unspool
 from unspool import nn, ops
 
 MAKERS: dict[str, Callable[..., Any]] = {
@@ -120,6 +121,44 @@ def test_weights_are_read_at_every_call_whoever_wrote_on_them() -> None:
         assert not torch.equal(layer(x)[0], before)
 
 
+def test_a_gradient_is_that_of_the_weights_that_ran() -> None:
+    layer, x = nn.LSTM(3, 4), torch.randn(5, 1, 3)
+    found = []
+    for one in (layer, general(layer)):
+        output, _ = one(x)
+        one.weight_hh_l0.data.mul_(2)  # which autograd does not see
+        found.append(torch.autograd.grad(output.sum(), list(one.parameters())))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("cell", MAKERS)
+def test_long_sequences_of_few_rows_have_the_same_bits_on_any_number_of_threads(
+    cell: str, batch: int, bidirectional: bool
+) -> None:
+    """Of sizes that threads share: among them those whose threads meet after every step."""
+    layer = MAKERS[cell](48, 130, bidirectional=bidirectional)
+    x, before = torch.randn(40, batch, 48, requires_grad=True), unspool.info()["threads"]
+    assert goes_short(layer, x)
+
+    def run(one: Any) -> list[Tensor]:
+        with torch.no_grad():
+            quiet = one(x)[0]
+        output = one(x)[0]
+        return [quiet, output, *torch.autograd.grad((output * output).sum(), [x, *one.parameters()])]
+
+    expected = run(general(layer))
+    try:
+        for threads in (1, 2, 4, 8):
+            unspool.set_threads(threads)
+            for ours, theirs in zip(run(layer), expected, strict=True):
+                assert torch.equal(ours, theirs)
+    finally:
+        unspool.set_threads(before)
+
+
 def test_what_was_changed_in_place_is_seen_by_autograd() -> None:
     layer, x = nn.LSTM(3, 4), torch.randn(1, 1, 3)
     output, _ = layer(x)
@@ -174,7 +213,7 @@ def gaps(shape: tuple[int, ...]) -> Tensor:
         torch.randn(3, 2, 1).permute(1, 2, 0),
         torch.randn(2, 0, 3),
         torch.randn(0, 2, 3),
-        torch.randn(600, 8, 3),
+        torch.randn(8192, 9, 3),
     ],
     ids=["gaps", "expanded", "negated", "permuted", "no rows", "no steps", "large"],
 )
@@ -255,6 +294,23 @@ def test_the_engine_itself_writes_nothing_where_sizes_do_not_fit() -> None:
         for value in values:
             assert not call(**{name: value}), (name, value)
     assert not any(sound[name].any() for name in ("out", "fh", "fc", "trace"))
+
+
+def test_the_engine_takes_no_weights_that_another_layer_has_packed() -> None:
+    def room(layer: Any) -> tuple[Any, ...]:
+        h = layer.hidden_size
+        weights = tuple(layer.parameters())
+        results = (torch.zeros(2, 1, h), torch.zeros(1, 1, h), torch.zeros(1, 1, h), torch.zeros(2 * 5 * h))
+        x = torch.randn(2, 1, 3)
+        packed = layer._small[0].native.forward(2, 1, 0, x, None, None, weights, *results, 1)
+        gradients = (*(torch.zeros_like(w) for w in weights[:3]), None)
+        return packed, x, results, torch.zeros(2, 1, 3), gradients
+
+    layer, wider = nn.LSTM(3, 4), nn.LSTM(3, 9)
+    packed, x, (output, _, _, trace), d_x, gradients = room(layer)
+    for given, fits in ((packed, True), (room(wider)[0], False)):
+        arguments = (output, trace, torch.ones_like(output), None, None, d_x, gradients, None, None, 1)
+        assert layer._small[0].native.backward(2, 1, x, None, None, given, *arguments) == fits
 
 
 def test_zeros_without_numbers_are_refused_as_in_the_general_way() -> None:

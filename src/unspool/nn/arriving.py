@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unspool.errors import InputError
-
-ORDINARY = (Tensor, nn.Parameter)
 
 
 def as_the_weights(x: Tensor, weight: Tensor) -> Tensor:

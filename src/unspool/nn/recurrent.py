@@ -15,7 +15,6 @@ from unspool.errors import KernelsError
 from unspool.kernels import checks, load, masks
 from unspool.kernels.contract import Cell, Trace, Weights
 from unspool.nn.arriving import (
-    ORDINARY,
     as_the_weights,
     check_dense,
     check_dtype,
@@ -271,22 +270,19 @@ class Recurrent(nn.Module):
     def _small_call(self, x: Any, hidden: Any, cell: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """Run a plain call of few rows and steps the short way (`ops.small`); None: not such a call."""
         if (
-            type(x) not in ORDINARY
-            or not x.is_cpu
-            or x.is_nested
+            not self._small
             or self.tap is not None
             or self.recompute is not None
             or self.kernels == "reference"
             or (self.training and (self.recurrent_dropout or (self.dropout and self.num_layers > 1)))
             or self.zoneout  # may be set on a layer that is there
             or self.cell_clip
-            or not self._small
-            or not ops.is_ordinary()
+            or not ops.may_be_small(x)
         ):
             return None
-        small, layers, shape = self._small[0], self.num_layers, x.shape
+        small, shape = self._small[0], x.shape
         dims, units = len(shape), small.hidden_size
-        width, states = units * small.directions, layers * small.directions
+        width, states = units * small.directions, self.num_layers * small.directions
         output_shape: tuple[int, ...]
         stated: tuple[int, ...]
         if dims == 3:
@@ -302,34 +298,7 @@ class Recurrent(nn.Module):
             output_shape, stated = (time, width), (states, units)
         else:
             return None
-        if time * batch * small.rows > ops.MOST or x.is_neg():
-            return None
-        state = (hidden, cell)
-        for part in state:
-            if part is not None and (type(part) not in ORDINARY or part.dim() != dims or part.is_neg()):
-                return None
-        of_layers = []
-        for names in self._names:
-            weights = ops.own_weights(self, names)
-            if weights is None:
-                return None
-            of_layers.append(weights)
-        if torch.is_grad_enabled() and ops.wants_gradient(x, *state, *itertools.chain(*of_layers)):
-            if layers > 1:
-                return None
-            return ops.differentiable(small, (time, batch), (output_shape, stated), x, state, of_layers[0])
-        new, final_cell = x.new_empty, None
-        final = new(stated)
-        if small.has_cell_state:
-            final_cell = new(stated)
-        for level, weights in enumerate(of_layers):
-            output = new(output_shape)
-            if not self._small[level].native.forward(
-                time, batch, level, x, hidden, cell, weights, output, final, final_cell, None, small.threads()
-            ):
-                return None
-            x = output
-        return x, final, final_cell
+        return ops.small_call(self, (time, batch), (output_shape, stated), x, hidden, cell)
 
     def _run(
         self,
@@ -484,7 +453,7 @@ class Recurrent(nn.Module):
             and self.tap is None
             and self.recompute is None
             and x.numel() > 0
-            and ops.cudnn.is_open((x, *(hx or ()), lengths, *self._all_weights()))
+            and ops.is_ordinary((x, *(hx or ()), lengths, *self._all_weights()))
         )
 
     def _by_cudnn(

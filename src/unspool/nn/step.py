@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unspool import ops
 from unspool.kernels.contract import Cell
-from unspool.nn.arriving import ORDINARY, as_the_weights, check_dense, check_dtype
+from unspool.nn.arriving import as_the_weights, check_dense, check_dtype
 
 _STEP_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -38,6 +38,7 @@ class Step(nn.Module):
         self.reset_parameters()
         ops.kernels_for(kernels, self.weight_hh)
         self._small = ops.small_calls(cell, input_size, hidden_size, 1, 1, bias)
+        self._names = [_STEP_WEIGHTS if bias else _STEP_WEIGHTS[:2]]
 
     def reset_parameters(self) -> None:
         """Draw every parameter from ±1/sqrt(hidden_size), in torch's order."""
@@ -55,38 +56,16 @@ class Step(nn.Module):
     def _small_call(self, x: Any, hidden: Any, cell: Any) -> tuple[Tensor, Tensor | None] | None:
         """Take a step of few rows the short way (`ops.small`); None: not such a step."""
         if (
-            type(x) not in ORDINARY
-            or not x.is_cpu
-            or x.is_nested
-            or not self._small
+            not self._small
             or self.kernels == "reference"
-            or not ops.is_ordinary()
+            or not ops.may_be_small(x)
+            or len(x.shape) not in (1, 2)
         ):
             return None
-        small, shape = self._small[0], x.shape
-        if len(shape) not in (1, 2):
-            return None
-        batch = shape[0] if len(shape) == 2 else 1
-        if batch * small.rows > ops.MOST or x.is_neg():
-            return None
-        state = (hidden, cell)
-        for part in state:
-            if part is not None and (type(part) not in ORDINARY or part.dim() != len(shape) or part.is_neg()):
-                return None
-        weights = ops.own_weights(self, _STEP_WEIGHTS if self.bias else _STEP_WEIGHTS[:2])
-        if weights is None:
-            return None
-        stated = (*shape[:-1], small.hidden_size)
-        if torch.is_grad_enabled() and ops.wants_gradient(x, *state, *weights):
-            found = ops.differentiable(small, (1, batch), (stated, stated), x, state, weights)
-            return None if found is None else found[1:]
-        output, final = x.new_empty(stated), x.new_empty(stated)
-        final_cell = x.new_empty(stated) if small.has_cell_state else None
-        if not small.native.forward(
-            1, batch, 0, x, hidden, cell, weights, output, final, final_cell, None, small.threads()
-        ):
-            return None
-        return final, final_cell
+        batch = x.shape[0] if len(x.shape) == 2 else 1
+        stated = (*x.shape[:-1], self.hidden_size)
+        found = ops.small_call(self, (1, batch), (stated, stated), x, hidden, cell)
+        return None if found is None else found[1:]
 
     def _run(self, x: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         name = type(self).__name__

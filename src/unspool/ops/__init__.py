@@ -26,38 +26,29 @@ from unspool.ops.arguments import (
     Layer,
     Run,
     flat_weights,
+    is_ordinary,
     is_traced,
+    is_transformed,
     kernels_for,
     precision_of,
 )
-from unspool.ops.small import (
-    MOST,
-    Small,
-    differentiable,
-    gradient_ready_weights,
-    is_ordinary,
-    own_weights,
-    small_calls,
-    wants_gradient,
-)
+from unspool.ops.small import Small, gradient_ready_weights, may_be_small, small_call, small_calls
 
 __all__ = [
-    "MOST",
     "Run",
     "Small",
     "cudnn",
-    "differentiable",
     "gradient_ready_weights",
     "is_ordinary",
     "is_traced",
     "kernels_for",
     "layer",
-    "own_weights",
+    "may_be_small",
     "precision_of",
     "segmented",
+    "small_call",
     "small_calls",
     "trace",
-    "wants_gradient",
 ]
 
 
@@ -96,7 +87,7 @@ def layer(
     """
     it = Layer(run, (x, hidden, cell, reset_hidden, reset_cell, *flat_weights(weights)))
     wanted = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in it.given)
-    if operators.is_transformed() or is_traced(it.given):
+    if not is_ordinary(it.given):
         if run.tap is not None:
             raise RuntimeError(
                 "A layer is captured where it runs at once, not under a compiler or a transform\n"
@@ -135,7 +126,7 @@ def _operator(it: Layer, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     if operators.is_dual():  # forward mode: torch differentiates the equations as they are
         out, *final = derivatives.equations(derivatives.on_host(it))
         return out, final[0], final[1] if it.run.cell is Cell.LSTM else None
-    if not wanted and not operators.is_transformed():
+    if not wanted and not is_transformed():
         out, *final = torch.ops.unspool.infer.default(*it.flat)
     else:
         results = list(operators.call_forward(*it.flat))
@@ -167,7 +158,7 @@ class _Layer(torch.autograd.Function):
         if batching.is_in_old_vmap(arriving):
             gradients = batching.map_in_old_vmap(operators.call_backward, (0, *arriving, *trace, *it.flat))
             listed = _at_their_places(it, gradients)
-        elif torch.is_grad_enabled() or operators.is_transformed() or is_traced((*arriving, *saved)):
+        elif torch.is_grad_enabled() or not is_ordinary((*arriving, *saved)):
             if ctx.tap is not None:  # the graph of the gradient goes the operator's way, which keeps no flow
                 _, flow = running.backward(ctx.running, it, trace, arriving)
                 ctx.tap.flowed(ctx.place, flow)

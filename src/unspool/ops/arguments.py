@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 
 from unspool.kernels import choose, load
@@ -201,14 +202,30 @@ def or_none(cell: Cell, tensors: Sequence[Tensor], fields: Sequence[str]) -> tup
     )
 
 
+PLAIN = (Tensor, torch.nn.Parameter)  # types of ordinary tensors
+_PLAIN_OR_NONE = {*PLAIN, type(None)}
+
+_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
+_transforms = torch._C._are_functorch_transforms_active
+
+
+def is_ordinary(tensors: Sequence[Tensor | None] = ()) -> bool:
+    """Whether a call runs at once, on ordinary tensors: not traced, not transformed."""
+    return not (is_traced(tensors) or is_transformed())
+
+
 def is_traced(tensors: Sequence[Tensor | None]) -> bool:
     """Whether torch compiles, exports, traces or watches this call, or one of these is no ordinary tensor."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() != 0
-        or torch._C._get_tracing_state() is not None
-        or not all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
+        _compiling()
+        or _dispatch_modes() != 0
+        or _tracing() is not None
+        or not _PLAIN_OR_NONE.issuperset(map(type, tensors))
     )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+def is_transformed() -> bool:
+    """Whether functorch's transforms or forward-mode differentiation are active."""
+    return _transforms() or forward_mode._current_level >= 0

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from unspool.kernels.contract import Cell
-from unspool.ops import batching, operators
-from unspool.ops.arguments import is_traced, kernels_for
+from unspool.ops import batching
+from unspool.ops.arguments import is_ordinary, kernels_for
 
 Results = tuple[Tensor, ...]  # the output, the final hidden state, an LSTM's final cell state
 Again = Callable[[Tensor, tuple[Tensor, ...] | None, Sequence[Tensor]], Results]
@@ -53,11 +53,6 @@ def describe(kernels: str, weight: Tensor) -> str:
 def describe_on(kernels: str, device: str) -> str | None:
     """The same for a device's name; None: one kernel set, whatever the call."""
     return "cuDNN (what torch.nn lacks: reference)" if takes(kernels, device) else None
-
-
-def is_open(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a call is an ordinary one: not compiled, exported, mapped or watched."""
-    return not (operators.is_transformed() or is_traced(tensors))
 
 
 def run(
@@ -183,7 +178,7 @@ class _Cudnn(torch.autograd.Function):
         asked = ctx.needs_input_grad[4:]
         count = len(asked)
         given, inside, results = saved[:count], saved[count : 2 * count], saved[2 * count :]
-        derived = torch.is_grad_enabled() or batching.is_in_old_vmap(arriving) or not is_open(arriving)
+        derived = torch.is_grad_enabled() or batching.is_in_old_vmap(arriving) or not is_ordinary(arriving)
         if derived and ctx.stack.dropout:
             raise RuntimeError(
                 "A layer whose dropout cuDNN drew cannot be differentiated twice: the masks are not known\n"

@@ -26,6 +26,7 @@ from unspool.ops.arguments import (
     WEIGHTS,
     Layer,
     is_traced,
+    is_transformed,
     or_none,
     or_nothing,
     precision_of,
@@ -276,11 +277,6 @@ class _Backward(torch.autograd.Function):
 def is_dual() -> bool:
     """Whether forward-mode differentiation is active outside functorch's transforms."""
     return forward_mode._current_level >= 0 and not torch._C._are_functorch_transforms_active()
-
-
-def is_transformed() -> bool:
-    """Whether functorch's transforms or forward-mode differentiation are active."""
-    return torch._C._are_functorch_transforms_active() or forward_mode._current_level >= 0
 
 
 def call_forward(*flat: Any) -> Sequence[Tensor]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from unspool.kernels.contract import State, Weights
-from unspool.ops import batching, operators, running
-from unspool.ops.arguments import GIVEN, OPTIONS, STATES, Layer, Run, flat_weights, is_traced
+from unspool.ops import batching, running
+from unspool.ops.arguments import GIVEN, OPTIONS, STATES, Layer, Run, flat_weights, is_ordinary
 
 LEAST = 16  # steps of a segment
 
@@ -34,7 +34,7 @@ def layer(
         RuntimeError: under a compiler, a transform or a capture, and for the derivative of a gradient.
     """
     it = Layer(run, (x, hidden, cell, None, None, *flat_weights(weights)))
-    if run.tap is not None or operators.is_transformed() or is_traced(it.given):
+    if run.tap is not None or not is_ordinary(it.given):
         raise RuntimeError(
             "A layer that recomputes its segments keeps no trace, and runs at once\n"
             "  Received: a call under capture, torch.compile, torch.export, torch.func or forward mode.\n"
@@ -88,12 +88,7 @@ class _Segments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None, *d_final: Tensor | None) -> tuple[Tensor | None, ...]:
         outside = (d_output, *d_final)
-        if (
-            torch.is_grad_enabled()
-            or batching.is_in_old_vmap(outside)
-            or operators.is_transformed()
-            or is_traced(outside)
-        ):
+        if torch.is_grad_enabled() or batching.is_in_old_vmap(outside) or not is_ordinary(outside):
             raise RuntimeError(
                 "A layer that recomputes its segments has no derivative of its gradient, and no mapped one\n"
                 "  Received: backward with create_graph=True, is_grads_batched=True or under torch.func.\n"

@@ -1,32 +1,29 @@
-"""Small plain calls, straight from tensors to the engine: what an agent or a decoder makes once a step.
+"""Small plain calls, straight from tensors to the engine: an agent's step, a sequence of few rows.
 
-The general way brings every option to one form and costs tens of microseconds; a call of a few rows and
-steps costs less than that.  `Small` runs such calls, with the bits of the general way, and answers None to
-every other: a tensor that is not ordinary, not float32 on the CPU, with gaps; a transform, a compiler,
-autocast; sizes that do not fit.  The general way then runs the call, or says what is wrong with it.
+The general way brings every option to one form and costs some hundred microseconds, two hundred with
+gradients.  `Small` runs calls that may be shorter than that, with the bits of the general way, and answers
+None to every other: a tensor that is not ordinary, not float32 on the CPU, with gaps; a transform, a
+compiler, autocast; sizes that do not fit.  The general way then runs the call, or says what is wrong with it.
 
     T time steps   B batch   I input size   H hidden size   D directions   G gates   L layers
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_mode
 import torch.nn.functional as F
 from torch import Tensor
 
 from unspool.errors import KernelsError
 from unspool.kernels.contract import Cell, Trace, Weights
 from unspool.ops import batching, operators
-from unspool.ops.arguments import Layer, Run, flat_weights, is_traced
+from unspool.ops.arguments import PLAIN, Layer, Run, flat_weights, is_ordinary
 
-MOST = 16_384  # gates of a call; above it the engine's own memory is worth more than a short way
-
-_compiling = torch.compiler.is_compiling
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_tracing = torch._C._get_tracing_state
-_transforms = torch._C._are_functorch_transforms_active
+MOST = 2**20  # gates of a call; above it a short way gains nothing that can be measured
+LARGE = 2**14  # numbers of a tensor that gets memory which the engine keeps between calls, mapped already
 
 
 def gradient_ready_weights(
@@ -54,6 +51,7 @@ class Small:
         "bias",
         "cell",
         "directions",
+        "empty",
         "has_cell_state",
         "hidden_size",
         "native",
@@ -69,7 +67,11 @@ class Small:
         self.cell, self.directions, self.hidden_size, self.bias = cell, directions, hidden_size, bias
         self.has_cell_state = cell.has_cell_state
         self.rows = len(cell.gates) * hidden_size * directions  # gates a step of one sequence
-        self.native, self.threads = _native(*self.of)
+        self.native, self.threads, self.empty = _native(*self.of)
+
+    def room(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """A tensor of this shape that the engine will write in full."""
+        return like.new_empty(shape) if math.prod(shape) < LARGE else torch.from_numpy(self.empty(*shape))
 
     def __reduce__(self) -> Any:
         return type(self), self.of
@@ -78,19 +80,69 @@ class Small:
         return self
 
 
-def is_ordinary() -> bool:
-    """Whether no transform, compiler, mode or autocast is about."""
-    return not (
-        _compiling()
-        or _dispatch_modes()
-        or _transforms()
-        or _tracing() is not None
-        or forward_mode._current_level >= 0
-        or torch.is_autocast_enabled("cpu")
+def may_be_small(x: object) -> bool:
+    """Whether an input can be a small call's: an ordinary tensor on the CPU, without autocast."""
+    return (
+        type(x) in PLAIN
+        and x.is_cpu  # type: ignore[attr-defined]
+        and not x.is_nested  # type: ignore[attr-defined]
+        and is_ordinary()
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
-def own_weights(module: torch.nn.Module, names: Sequence[str]) -> tuple[Tensor, ...] | None:
+def small_call(
+    module: Any,
+    sizes: tuple[int, int],
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    x: Tensor,
+    hidden: Any,
+    cell: Any,
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Run a module whose input may be a small call's; None: it is none after all.
+
+    Args:
+        module: has `_small`, one a layer, and `_names`, those of a layer's parameters in torch's order.
+        sizes: T and B.
+        shapes: of the output and of a state, as the module's caller wants them.
+        x: the input, of T·B·I numbers.
+        hidden, cell: the state of all layers, or None for zeros.
+
+    Returns:
+        The output, the final hidden state and an LSTM's final cell state.
+    """
+    calls: tuple[Small, ...] = module._small
+    small, (time, batch) = calls[0], sizes
+    if time * batch * small.rows > MOST or x.is_neg():
+        return None
+    for part in (hidden, cell):
+        if part is not None and (type(part) not in PLAIN or part.dim() != x.dim() or part.is_neg()):
+            return None
+    of_layers = []
+    for names in module._names:
+        weights = _own_weights(module, names)
+        if weights is None:
+            return None
+        of_layers.append(weights)
+    if torch.is_grad_enabled() and _wants_gradient(x, hidden, cell, *itertools.chain(*of_layers)):
+        if len(calls) > 1:
+            return None
+        return _differentiable(small, sizes, shapes, x, (hidden, cell), of_layers[0])
+    new, final_cell = x.new_empty, None
+    final = new(shapes[1])
+    if small.has_cell_state:
+        final_cell = new(shapes[1])
+    for level, weights in enumerate(of_layers):
+        output = small.room(x, shapes[0])
+        if not calls[level].native.forward(
+            time, batch, level, x, hidden, cell, weights, output, final, final_cell, None, small.threads()
+        ):
+            return None
+        x = output
+    return x, final, final_cell
+
+
+def _own_weights(module: torch.nn.Module, names: Sequence[str]) -> tuple[Tensor, ...] | None:
     """A module's own parameters by name; None where something else stands in one's place."""
     own = module.__dict__
     find = own["_parameters"].get
@@ -104,8 +156,7 @@ def own_weights(module: torch.nn.Module, names: Sequence[str]) -> tuple[Tensor, 
     return tuple(weights)
 
 
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether one of them asks for a gradient."""
+def _wants_gradient(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
@@ -120,14 +171,14 @@ def small_calls(
         return ()  # the general way says what is missing, when the engine is asked for
 
 
-def _native(cell: Cell, *sizes: Any) -> tuple[Any, Any]:
+def _native(cell: Cell, *sizes: Any) -> tuple[Any, Any, Any]:
     from unspool.kernels import native
 
     table = Tensor.__dlpack_c_exchange_api__
-    return native.small_calls(table, Tensor, torch.nn.Parameter, cell, *sizes), native.threads
+    return native.small_calls(table, Tensor, torch.nn.Parameter, cell, *sizes), native.threads, native.empty
 
 
-def differentiable(
+def _differentiable(
     small: Small,
     sizes: tuple[int, int],
     shapes: tuple[tuple[int, ...], tuple[int, ...]],
@@ -140,14 +191,19 @@ def differentiable(
     elements = time * batch * small.rows  # gates; behind them a gate's worth of cell states or candidates
     extra = small.cell in (Cell.LSTM, Cell.GRU)
     with torch.no_grad():
-        kept = x.new_empty(elements + elements // len(small.cell.gates) if extra else elements)
-        output, hidden = x.new_empty(shapes[0]), x.new_empty(shapes[1])
+        kept = small.room(x, (elements + elements // len(small.cell.gates) if extra else elements,))
+        output, hidden = small.room(x, shapes[0]), x.new_empty(shapes[1])
         cell = x.new_empty(shapes[1]) if small.has_cell_state else None
-    if not small.native.forward(
+    packed = small.native.forward(
         time, batch, 0, x, state[0], state[1], weights, output, hidden, cell, kept, small.threads()
-    ):
+    )
+    if not packed:
         return None
-    return _Small.apply(small, sizes, (output, hidden, cell), kept, x, *state, *weights)  # type: ignore[no-any-return, no-untyped-call]
+    results = (output, hidden, cell)
+    return _Small.apply(small, packed, sizes, results, kept, x, *state, *weights)  # type: ignore[no-any-return, no-untyped-call]
+
+
+_NOT_TENSORS = (None,) * 5  # in the place of their gradients
 
 
 class _Small(torch.autograd.Function):
@@ -155,9 +211,9 @@ class _Small(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, small: Small, sizes: Any, results: Any, kept: Tensor, *given: Tensor | None
+        ctx: Any, small: Small, packed: Any, sizes: Any, results: Any, kept: Tensor, *given: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        ctx.small, ctx.sizes = small, sizes
+        ctx.small, ctx.packed, ctx.sizes = small, packed, sizes
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*given, results[0], kept)
         return results  # type: ignore[no-any-return]
@@ -168,26 +224,25 @@ class _Small(torch.autograd.Function):
         x, hidden, cell, *weights, output, kept = saved = ctx.saved_tensors
         if not (
             torch.is_grad_enabled()
-            or operators.is_transformed()
             or batching.is_in_old_vmap(arriving)
-            or is_traced((*arriving, *saved))
+            or not is_ordinary((*arriving, *saved))
         ):
-            d_x = torch.empty_like(x)
+            d_x = small.room(x, x.shape)
             d_hidden = None if hidden is None else torch.empty_like(hidden)
             d_cell = None if cell is None else torch.empty_like(cell)
             only_adds = small.bias and small.cell is not Cell.GRU
             d_weights = tuple(
-                None if only_adds and i % 4 == 3 else torch.empty_like(w) for i, w in enumerate(weights)
+                None if only_adds and i % 4 == 3 else small.room(w, w.shape) for i, w in enumerate(weights)
             )
             dense = [None if d is None else d.resolve_neg().contiguous() for d in arriving]
             dense += [None] * (3 - len(dense))
             if small.native.backward(
-                time, batch, x, hidden, cell, tuple(weights), output, kept, *dense,
+                time, batch, x, hidden, cell, ctx.packed, output, kept, *dense,
                 d_x, d_weights, d_hidden, d_cell, small.threads(),
             ):  # fmt: skip
                 both = (d_weights[i - 1] if d is None else d for i, d in enumerate(d_weights))
-                return None, None, None, None, d_x, d_hidden, d_cell, *both
-        return None, None, None, None, *_by_the_operator(small, time, batch, arriving, saved)
+                return *_NOT_TENSORS, d_x, d_hidden, d_cell, *both
+        return *_NOT_TENSORS, *_by_the_operator(small, time, batch, arriving, saved)
 
 
 def _by_the_operator(
