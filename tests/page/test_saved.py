@@ -1,5 +1,7 @@
 """The page in one file: what is put in stays data, and without the built page it says how to build it."""
 
+import base64
+import hashlib
 import itertools
 import json
 import re
@@ -46,6 +48,11 @@ def test_the_file_holds_what_introspect_measures(network: Model, built: Path) ->
     assert written.count("<script") == 2
     assert written.count("</script") == 2
     assert "<style>p{color:red}</style>" in written
+    assert "unsafe-inline" not in written  # only these very texts may run or be applied
+    for kind, text_of in (("script", r'type="module">(.*?)</script>'), ("style", r"<style>(.*?)</style>")):
+        (inside,) = re.findall(text_of, written, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}';" in written
     assert "src=" not in written
     assert "href=" not in written
     found = re.search(r'id="kept">(.*?)</script>', written, re.DOTALL)

@@ -113,7 +113,7 @@ def guarded(built: Path, answers: Answers) -> Iterator[Running]:
 def test_the_page_its_files_and_its_questions_are_served(running: Running) -> None:
     page = running.ask("/")
     assert (page.status, page.body) == (200, b"<!doctype html><title>page</title>")
-    assert "script-src 'self';" in page.headers
+    assert "script-src 'self'; style-src 'self';" in page.headers
     assert "default-src 'none'" in page.headers
     assert "nosniff" in page.headers
     script = running.ask("/assets/index-1a2b.js")
@@ -258,6 +258,10 @@ def test_a_token_is_asked_for_where_others_can_reach_it(guarded: Running) -> Non
     assert guarded.ask("/").status == 403
     assert guarded.ask("/api/things", "POST").status == 403
     assert guarded.ask("/?token=wrong").status == 403
+    told = guarded.ask("/?token=wrong", sec_fetch_mode="navigate")  # somebody who opens it in a browser
+    assert told.status == 403
+    assert b"<p>the token is missing or wrong.</p>" in told.body
+    assert "default-src 'none'" in told.headers
     told = guarded.ask(f"/?token={TOKEN}")
     assert told.status == 303
     assert "httponly" in told.headers

@@ -79,7 +79,11 @@ def serve(answers: Answers, host: str, port: int, token: str | None, browser: bo
         print(address, flush=True)
         print("Ctrl-C ends it.", file=sys.stderr)
         if not (server.STATIC / "index.html").is_file():
-            print("The page itself is not built: make page. Its questions are answered.", file=sys.stderr)
+            print(
+                "The page itself was not built with this copy: in a checkout, make page. "
+                "Its questions are answered.",
+                file=sys.stderr,
+            )
         elif browser:
             webbrowser.open(address)
 

@@ -78,7 +78,11 @@ def one_step(model: stacks.Reader, text: str, *, at: int, layer: int = -1, direc
     x = ran.inputs[layer][at, 0]
     shape = (len(stack.cell.gates), len(h_prev))
     if any(part is not None for part in weights[4:]):
-        raise InputError("a step with peepholes, projection or layer normalisation is not taken apart yet.")
+        raise InputError(
+            "a step of more than the plain cell is not taken apart.\n"
+            "  Received: a layer with peepholes, a projection or layer normalisation.\n"
+            "  Fix: look at its gates and states, of which `record` has all."
+        )
     from_hidden = (weights.recurrent @ h_prev).reshape(shape)
     gates = trace.gates[at, 0, direction]
     if stack.cell is Cell.GRU:

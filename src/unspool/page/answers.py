@@ -29,7 +29,7 @@ from unspool.page.quantities import CELL_NAMES, largest, panels_of, what_ran
 from unspool.parser import Parser
 from unspool.tagger import Tagger
 from unspool.translator import Translator
-from unspool.vocabulary import Vocabulary
+from unspool.vocabulary import Vocabulary, words
 
 MOST_WORDS = 10_000
 MOST_CHARACTERS = 200_000
@@ -328,6 +328,8 @@ class Answers:
             )
         for heat, one in zip(heats, [_as_read(network, one) for one in texts], strict=True):
             heat |= {"prediction": None} if network is None else _answered(network, one)
+        if isinstance(network, Model):  # which reads no more than its longest text
+            answer["left_out"] = len(words(text)) - len(read[0].words)
         if isinstance(network, LanguageModel):
             answer["surprisal"] = [None, *network.surprisal(text).tolist()]
         if len(heats) == 2:

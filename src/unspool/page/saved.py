@@ -1,6 +1,8 @@
 """The Sentence and Paths views as one file that needs no server: the built page with its answers in it."""
 
+import base64
 import contextlib
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -17,7 +19,7 @@ _KEEPS = [float(k) for k in range(-3, 10, 2)]  # with 1, what the page begins wi
 _USUAL = {"steps": 40, "clip": 1.0, "relu": True, "seed": 0}
 _MOST_REACHED = 100  # words whose reach is kept
 _POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "default-src 'none'; script-src {scripts}; style-src {styles}; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'"
 )
 
@@ -39,7 +41,6 @@ def html(opened: Opened, text: str, static: Path = STATIC) -> str:
         raise ConfigError("the page is not built, so it cannot be written into a file.\n  Fix: make page.")
     page = index.read_text(encoding="utf-8")
     kept = json.dumps(_kept(opened, text), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    head = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     # A script would run before the page below it is there: all of them go to its end.
     scripts = [
         (static / name).read_text(encoding="utf-8") for name in re.findall(r'src="\./(.*?\.js)"', page)
@@ -49,13 +50,20 @@ def html(opened: Opened, text: str, static: Path = STATIC) -> str:
     ]
     page = re.sub(r"\s*<(?:script[^>]*></script|link[^>]*)>", "", page)
     style = "".join(f"<style>{text}</style>" for text in styles)
+    scripts = [script.replace("</script", "<\\/script").replace("<!--", "<\\!--") for script in scripts]
     body = f'<script type="application/json" id="kept">{kept}</script>'
-    for script in scripts:
-        harmless = script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-        body += f'<script type="module">{harmless}</script>'
+    body += "".join(f'<script type="module">{script}</script>' for script in scripts)
+    policy = _POLICY.format(scripts=_digests(scripts), styles=_digests(styles))
+    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     before, _, after = page.partition("</head>")
     middle, _, end = after.partition("</body>")
     return f"{before}{head}{style}</head>{middle}{body}</body>{end}"
+
+
+def _digests(texts: list[str]) -> str:
+    """What a policy lets run: these texts, to the byte, and no others."""
+    made = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
+    return " ".join(f"'sha256-{one}'" for one in made) or "'none'"
 
 
 def _kept(opened: Opened, text: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import json
 import mimetypes
 import socket
 from collections.abc import Callable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -39,7 +40,7 @@ MOST_WAITING = 64
 COOKIE = "unspool-token"
 
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
@@ -50,16 +51,18 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "x-frame-options": "DENY",
 }
-_NOT_BUILT = b"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>unspool see</title>
-<body style="font: 1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 3rem auto; padding: 0 1rem">
-<h1>The page is not built</h1>
-<p>This is a checkout of unspool: its page has to be built once, with node 20.19 or later.</p>
-<pre>make page</pre>
-<p>Then start <code>unspool see</code> again. The same data without the page:
-<code>unspool see MODEL --json</code>, and the questions in <a href="openapi.json">openapi.json</a>.</p>
-</body></html>
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">
+<title>unspool see</title>
+<h1>{title}</h1>
+{body}
+</html>
 """
+_NOT_BUILT = """<p>The page that draws was not built with this copy of unspool. In a checkout build it once,
+with node 20.19 or later, and start <code>unspool see</code> again:</p>
+<pre>make page</pre>
+<p>The same data without the page: <code>unspool see MODEL --json</code>, and the questions in
+<a href="openapi.json">openapi.json</a>.</p>"""
 
 
 class _Refusal(Exception):
@@ -105,7 +108,7 @@ class Page:
             self._check_who_asks(scope, headers)
             response = self._with_cookie(scope, headers) or await self._answer(scope, headers, receive)
         except _Refusal as refused:
-            response = _json({"error": str(refused)}, refused.status)
+            response = _refused(refused, headers)
             if refused.status in (408, 413):  # the rest of the body is not waited for
                 response.headers["connection"] = "close"
         except ClientDisconnect:
@@ -184,7 +187,8 @@ class Page:
         found = self._files.get(path)
         if found is None:
             if path in ("/", "/index.html") and not self._files:
-                return Response(_NOT_BUILT, 503, media_type="text/html")
+                told = _PAGE.format(title="The page is not built", body=_NOT_BUILT)
+                return Response(told, 503, media_type="text/html")
             raise _Refusal(404, "there is nothing under this name.", "open / instead.")
         kept = "public, max-age=31536000, immutable" if found.kept else "no-cache"
         data = b"" if method == "HEAD" else found.data
@@ -290,6 +294,20 @@ def _bytes(answer: Mapping[str, Any]) -> bytes:
 
 def _json(answer: Mapping[str, Any], status: int = 200) -> Response:
     return Response(_bytes(answer), status, media_type="application/json")
+
+
+def _refused(refused: _Refusal, headers: Headers) -> Response:
+    """The reason: for whoever opens an address in a browser as a page, else as JSON."""
+    if headers.get("sec-fetch-mode") != "navigate":
+        return _json({"error": str(refused)}, refused.status)
+    reason, _, fix = str(refused).partition("\n  ")
+    return Response(
+        _PAGE.format(
+            title=f"{refused.status}: not answered", body=f"<p>{escape(reason)}</p><p>{escape(fix)}</p>"
+        ),
+        refused.status,
+        media_type="text/html",
+    )
 
 
 def _table(static: Path) -> dict[str, _File]:
