@@ -73,7 +73,8 @@ page/node_modules/installed: page/package.json page/package-lock.json
 # Chromium is Debian's own; what is there already is used.
 page-test: page $(VENV)/dev-installed
 	@test -x "$${CHROMIUM:-/usr/bin/chromium}" || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
-	cd page && UNSPOOL_PYTHON=$(abspath $(BIN))/python node --test test/
+	cd page && npm run --silent check
+	cd page && UNSPOOL_PYTHON=$(abspath $(BIN))/python node --test test/page.test.mjs
 
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/kernels.py

@@ -46,7 +46,7 @@ export function image(rows, colour) {
 }
 
 /** Draw what shows of it at a scroll position. */
-export function draw(pen, plan, { words, known, marked, bars, images, means, left, top, width, height, ink, found }) {
+export function draw(pen, plan, { words, known, marked, bars, images, means, left, top, width, height, ink }) {
   const first = Math.max(0, Math.floor(top / ROW));
   const last = Math.min(words.length, Math.ceil((top + height - HEAD) / ROW) + 1);
   const rows = last - first;

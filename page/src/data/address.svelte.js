@@ -51,6 +51,7 @@ function parse(hash) {
 /** The address of the page with some things changed. */
 export function href(changes) {
   const now = { ...address, ...changes };
+  // eslint-disable-next-line svelte/prefer-svelte-reactivity -- made, read once and let go
   const query = new URLSearchParams();
   for (const [key, value] of Object.entries(now))
     if (key !== "view" && value !== DEFAULTS[key]) query.set(key, String(value));
