@@ -3,13 +3,17 @@
     python benchmarks/page.py
 
 A server process of its own, asked from this one over a kept connection; idle and besieged rounds take turns.
-Besieged: 200 connections that send a byte of a request's head now and then and never end it.  Writes
-benchmarks/results/page.json and page.md.
+Besieged: 200 connections that send a byte of a request's head now and then and never end it.  With node and
+Chromium at hand what a browser makes of it is measured too (`page/test/speed.mjs`, on the page as built by
+`make page`).  Writes benchmarks/results/page.json and page.md.
 """
 
+import gzip
 import http.client
 import json
 import os
+import re
+import shutil
 import socket
 import statistics
 import subprocess
@@ -29,6 +33,8 @@ from unspool.page import example
 from unspool.vocabulary import Vocabulary, words
 
 RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+STATIC = ROOT / "src" / "unspool" / "page" / "static"
 TEXT = " ".join(["the film was not good at first ,"] * 5)
 ROUNDS, QUESTIONS, SLOW = 6, 100, 200
 
@@ -102,6 +108,24 @@ def ask(port: int, count: int) -> list[float]:
     return taken
 
 
+def in_a_browser() -> list[str]:
+    """What `page/test/speed.mjs` prints, and the size of the built page; nothing without node."""
+    if shutil.which("node") is None:
+        return []
+    size = sum(len(gzip.compress(path.read_bytes())) for path in STATIC.rglob("*") if path.is_file())
+    done = subprocess.run(
+        ["node", "--test", "test/speed.mjs"],
+        cwd=ROOT / "page",
+        env={**os.environ, "UNSPOOL_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    measured = re.findall(r"^# ((?:typed|5,000 words|50,000 losses).*)$", done.stdout, re.MULTILINE)
+    said = list(dict.fromkeys(line for line in measured if any(unit in line for unit in (" ms", " frames"))))
+    return [*said, f"the built page, compressed: {size:,} bytes"]
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         server = subprocess.Popen(
@@ -128,7 +152,9 @@ def main() -> None:
         for name, taken in (("idle", idle), (f"{SLOW} slow connections", besieged))
     }
     about = stamp("python benchmarks/page.py") | {"load": round(os.getloadavg()[0], 1)}
-    (RESULTS / "page.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    browser = in_a_browser()
+    kept = {"about": about, "rows": rows, "browser": browser}
+    (RESULTS / "page.json").write_text(json.dumps(kept, indent=1) + "\n")
     lines = [
         "# How soon the page's server answers",
         "",
@@ -139,6 +165,11 @@ def main() -> None:
         "|---|---|---|",
         *(f"| {name} | {row['median_ms']:.1f} | {row['p99_ms']:.1f} |" for name, row in rows.items()),
         "",
+        *(
+            ["In Chromium, headless, drawing without a GPU:", "", *(f"- {line}" for line in browser), ""]
+            if browser
+            else []
+        ),
         in_words(about),
         "",
     ]

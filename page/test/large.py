@@ -1,4 +1,4 @@
-"""Writes a model of two layers of 256 units, and a recording of 5,000 words, for the browser test to time the page with.
+"""Writes a model of two layers of 256 units and a recording of 5,000 words, which the page is timed with.
 
 Their weights are drawn, not trained: what is timed does not depend on them.
 """

@@ -1,4 +1,4 @@
-"""Prints what introspect measures, for the browser test to compare the page with: word, unit, direction, value."""
+"""Prints what introspect measures, for the page to be compared with: word, unit, direction, value."""
 
 import json
 import sys
