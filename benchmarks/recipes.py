@@ -71,7 +71,7 @@ def main() -> None:
         if task == "tagging":
             found[name]["served"] = served(pair["unspool"])
         print(name, json.dumps(found[name]), flush=True)
-    table = "\n".join(lines(about, found))
+    table = "\n".join([*lines(about, found), product(), ""])
     print(table)
     if not wanted:
         (RESULTS / "recipes.json").write_text(json.dumps({"about": about, "cases": found}, indent=1) + "\n")
@@ -205,6 +205,25 @@ def served(found: Caught) -> dict[str, float]:
         tagger.predict(words)
         seconds.append(clock() - begin)
     return {"sentences": len(words), "a_second": len(words) / statistics.median(seconds)}
+
+
+def product() -> str:
+    """A line on the largest product that the recipes make: torch's own, and what they take."""
+    from unspool.recipes import products
+
+    x, weight = torch.randn(1000, 256), torch.randn(5411, 256)
+    rates = []
+    for way in (torch.nn.functional.linear, products.linear):
+        seconds = []
+        for _ in range(12):
+            begin = clock()
+            way(x, weight)
+            seconds.append(clock() - begin)
+        rates.append(2e-9 * x.numel() * len(weight) / statistics.median(seconds))
+    return (
+        f"The scores of 1,000 words among 5,411, one product: {rates[0]:.0f} GFLOP a second as torch "
+        f"multiplies, {rates[1]:.0f} as the recipes do (`unspool.recipes.products`) on both sides of the table."
+    )
 
 
 def lines(about: dict[str, object], found: dict[str, Any]) -> Iterator[str]:
