@@ -222,7 +222,7 @@ def product() -> str:
         rates.append(2e-9 * x.numel() * len(weight) / statistics.median(seconds))
     return (
         f"The scores of 1,000 words among 5,411, one product: {rates[0]:.0f} GFLOP a second as torch "
-        f"multiplies, {rates[1]:.0f} as the recipes do (`unspool.recipes.products`) on both sides of the table."
+        f"multiplies, {rates[1]:.0f} as the recipes do (`unspool.recipes.products`), on both sides."
     )
 
 
