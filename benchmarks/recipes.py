@@ -239,9 +239,9 @@ def lines(about: dict[str, object], found: dict[str, Any]) -> Iterator[str]:
         f"each,\nby {which} time; in brackets the smallest and the largest ratio of a turn. Prediction is "
         "the dev part, or its beginning, scored without gradients. Recurrent dropout, which torch's layers "
         "do not have, is off on both sides.\nNetworks are untrained: of the parser's trees far more need the "
-        "long way than of a trained one's (`parsing.md`).\nWhat is not our kernels' is the same code on both sides; without it "
-        "the layers alone would be as many times as fast as their column says: (torch's step - ours + kernels) "
-        "/ kernels.\n"
+        "long way than of a trained one's (`parsing.md`).\nWhat is not our kernels' is the same code on both "
+        "sides; without it the layers alone are as many times as fast as their column says: (torch's step "
+        "- ours + our kernels) / our kernels.\n"
     )
     yield (
         "| recipe | ms a step | of it our kernels | torch's step | times as fast | layers alone "
