@@ -11,6 +11,7 @@ Knows no training, no torch and no drawing; what happens inside a run is recorde
 """
 
 import dataclasses
+import math
 import os
 import re
 import typing
@@ -25,7 +26,7 @@ from unspool import files
 from unspool.errors import ConfigError, InputError, KernelsError, ModelFileError
 from unspool.kernels import choose, load
 from unspool.kernels.checks import check_precision
-from unspool.kernels.contract import Cell, Kernels, Trace, Weights
+from unspool.kernels.contract import Cell, Kernels, State, Trace, Weights
 from unspool.stack import Parameters
 from unspool.vocabulary import PAD, Vocabulary, words
 
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
 
 FORMAT = "unspool-model"
 FORMAT_VERSION = 1
+OPTIONS_VERSION = 2  # of a network whose layers have more than the plain cell
 CONFIG = "config.json"
 VOCABULARY = "vocab.json"
 CARD = "README.md"
 POOLINGS = ("max", "mean", "mean-max", "last")
 
+_SUFFIXES = ("_l0", "_l0_reverse")  # of a direction each
 _CONFIG_FIELDS = {"format", "format_version", "unspool_version", "network", "tensor_sha256"}
 # So that a hostile file cannot ask for a list of tensors that fills the memory.
 _MOST = {
@@ -88,11 +91,19 @@ class Description(Described):
     bidirectional: bool
     pooling: str
     max_length: int  # words; longer texts are read up to here
+    # What the layers have beyond the plain cell; the file names what they have, and nothing else of it.
+    proj_size: int = 0  # P; 0: no projection
+    layer_norm: bool = False
+    peephole: bool = False
+    cell_clip: float = 0.0  # bounds the cell state; 0: nothing is bounded
+    zoneout_hidden: float = 0.0  # the share of h, and of c, that is kept from the step before
+    zoneout_cell: float = 0.0
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z][a-z0-9_-]*", self.task):
             raise ConfigError(f"task should be a plain name.\n  Received: {self.task!r:.60}.")
         in_range(self, _MOST, {"pooling": POOLINGS})
+        self._check_options()
         sound = all(map(printable, self.labels)) and len(set(self.labels)) == len(self.labels)
         if not sound or len(self.labels) < 2:
             raise ConfigError(
@@ -106,7 +117,42 @@ class Description(Described):
     @property
     def pooled_size(self) -> int:
         """How wide the pooled vector is that the classes are read from."""
-        return self.hidden_size * self.directions * (2 if self.pooling == "mean-max" else 1)
+        return self.output_size * self.directions * (2 if self.pooling == "mean-max" else 1)
+
+    @property
+    def output_size(self) -> int:
+        """How wide a hidden state is: P with a projection, else H."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What the layers have beyond the plain cell, by the fields' names."""
+        return tuple(name for name in _OPTIONS if getattr(self, name))
+
+    def _check_options(self) -> None:
+        for name in self.options:
+            if name in _OF_LSTM and not self.cell.has_cell_state:
+                raise ConfigError(f"{name} belongs to an lstm.\n  Received: {name} of a {self.cell.value}.")
+        if not 0 <= self.proj_size < self.hidden_size:
+            raise ConfigError(
+                f"proj_size should be below hidden_size = {self.hidden_size}, or 0.\n"
+                f"  Received: {self.proj_size!r:.60}."
+            )
+        if not isinstance(self.cell_clip, float) or not 0 <= self.cell_clip < math.inf:
+            raise ConfigError(
+                f"cell_clip should be a finite number above 0, or 0.\n  Received: {self.cell_clip!r:.60}."
+            )
+        for name in ("zoneout_hidden", "zoneout_cell"):
+            if not isinstance(getattr(self, name), float) or not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} should lie between 0 and below 1.\n  Received: {getattr(self, name)!r:.60}."
+                )
+
+
+_OPTIONS = tuple(
+    field.name for field in dataclasses.fields(Description) if field.default is not dataclasses.MISSING
+)
+_OF_LSTM = ("proj_size", "peephole", "cell_clip", "zoneout_cell")
 
 
 class Encoded(NamedTuple):
@@ -162,8 +208,12 @@ class Model:
             for k in range(description.num_layers)
         ]
         self.precision = precision
+        self.zoneout = (description.zoneout_hidden, description.zoneout_cell)
         self.layers = [
-            self.kernels.prepare(description.cell, weights, precision=precision) for weights in self.weights
+            self.kernels.prepare(
+                description.cell, weights, cell_clip=description.cell_clip or None, precision=precision
+            )
+            for weights in self.weights
         ]
 
     @classmethod
@@ -187,7 +237,7 @@ class Model:
             Description.from_config,
             (VOCABULARY,),
             build,
-            check=lambda description: check_precision(precision, description.cell),
+            check=lambda d: check_precision(precision, d.cell, d.options),
         )
 
     def __repr__(self) -> str:
@@ -195,7 +245,8 @@ class Model:
         reading = "two directions" if d.bidirectional else "one direction"
         return (
             f"Model({d.task}: {len(self.vocabulary)} words × {d.embedding_size}, {d.num_layers} × "
-            f"{d.cell.value} of {d.hidden_size}, {reading}, {d.pooling} pooling, "
+            f"{d.cell.value} of {d.hidden_size}{''.join(f', {name}' for name in d.options)}, {reading}, "
+            f"{d.pooling} pooling, "
             f"{'/'.join(d.labels)}, kernels={self.kernels.describe()}"
             f"{'' if self.precision == 'float32' else f', {self.precision}'})"
         )
@@ -225,8 +276,9 @@ class Model:
 
     def run(self, x: Floats, lengths: Ints) -> Floats:
         """Run all layers over (T, B, E): the top layer's hidden states (T, B, D, H)."""
+        shares = mean_zoneout(self, x)
         for prepared in self.layers:
-            hidden, _ = self.kernels.infer(prepared, x, lengths=lengths)
+            hidden, _ = self.kernels.infer(prepared, x, lengths=lengths, zoneout=shares)
             x = side_by_side(hidden)
         return hidden  # type: ignore[no-any-return]
 
@@ -245,11 +297,11 @@ class Model:
             )
         from unspool.stream import Stream  # here: it loads the engine, which this module can do without
 
-        return Stream(self.layers, rows)
+        return Stream(self.layers, rows, zoneout=self.zoneout)
 
     def traced(self, x: Floats, lengths: Ints) -> list[Trace]:
         """Run all layers over (T, B, E) and keep every layer's trace."""
-        return traced(self.kernels, self.layers, x, lengths)
+        return traced(self.kernels, self.layers, x, lengths, mean_zoneout(self, x))
 
     def read_out(self, hidden: Floats, lengths: Ints) -> Floats:
         """Pool (T, B, D, H) over the real steps and score the classes: (B, C) logits."""
@@ -309,14 +361,16 @@ def described(cls: type[D], config: Mapping[str, Any]) -> D:
         ConfigError: a field is absent, unknown, of another type, or out of range.
     """
     fields = typing.get_type_hints(cls)
-    if set(config) != set(fields):
+    known: Any = cls
+    optional = {field.name for field in dataclasses.fields(known) if field.default is not dataclasses.MISSING}
+    if not set(fields) - optional <= set(config) <= set(fields):
         raise ConfigError(
             f"the network's description has other fields than it should.\n"
             f"  Received: {', '.join(sorted(config)):.300}.\n  Expected: {', '.join(sorted(fields))}."
         )
     values: dict[str, Any] = {}
-    for name, kind in fields.items():
-        value = config[name]
+    for name, value in config.items():
+        kind = fields[name]
         wanted: Any = str if kind is Cell else list if typing.get_origin(kind) is tuple else kind
         if type(value) is not wanted:
             raise ConfigError(f"{name} should be of type {wanted.__name__}.\n  Received: {value!r:.200}.")
@@ -346,8 +400,12 @@ def in_range(description: Any, most: Mapping[str, int], allowed: Mapping[str, Se
 
 
 def as_config(description: Any) -> dict[str, Any]:
-    """The opposite of `described`: a description as it stands in config.json."""
-    values = {field.name: getattr(description, field.name) for field in dataclasses.fields(description)}
+    """The opposite of `described`: a description as it stands in config.json; what it has not is left out."""
+    values = {
+        field.name: value
+        for field in dataclasses.fields(description)
+        if (value := getattr(description, field.name)) != field.default
+    }
     return {
         name: value.value if isinstance(value, Cell) else list(value) if isinstance(value, tuple) else value
         for name, value in values.items()
@@ -359,26 +417,52 @@ def shapes(description: Description, vocabulary_size: int) -> dict[str, tuple[in
     d = description
     expected: dict[str, tuple[int, ...]] = {"embedding.weight": (vocabulary_size, d.embedding_size)}
     for k in range(d.num_layers):
-        width = d.embedding_size if k == 0 else d.hidden_size * d.directions
-        expected |= layer_shapes(d.cell, d.directions, width, d.hidden_size, f"layers.{k}.")
+        width = d.embedding_size if k == 0 else d.output_size * d.directions
+        prefix = f"layers.{k}."
+        expected |= layer_shapes(d.cell, d.directions, width, d.hidden_size, prefix, d.output_size)
+        expected |= _option_shapes(d, prefix)
     classes = len(d.labels)
     return {**expected, "classifier.weight": (classes, d.pooled_size), "classifier.bias": (classes,)}
 
 
 def layer_shapes(
-    cell: Cell, directions: int, input_size: int, hidden_size: int, prefix: str
+    cell: Cell,
+    directions: int,
+    input_size: int,
+    hidden_size: int,
+    prefix: str,
+    output_size: int | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of a layer, by torch's key behind a prefix."""
+    """The shape of every parameter of a layer, by torch's key behind a prefix; `output_size` is P."""
     rows = len(cell.gates) * hidden_size
     expected: dict[str, tuple[int, ...]] = {}
-    for suffix in ("_l0", "_l0_reverse")[:directions]:
+    for suffix in _SUFFIXES[:directions]:
         expected |= {
             f"{prefix}weight_ih{suffix}": (rows, input_size),
-            f"{prefix}weight_hh{suffix}": (rows, hidden_size),
+            f"{prefix}weight_hh{suffix}": (rows, output_size or hidden_size),
             f"{prefix}bias_ih{suffix}": (rows,),
             f"{prefix}bias_hh{suffix}": (rows,),
         }
     return expected
+
+
+def _option_shapes(d: Description, prefix: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter that a layer has beyond the plain cell's, by the key of `nn`."""
+    rows, hidden = len(d.cell.gates) * d.hidden_size, d.hidden_size
+    found: dict[str, tuple[int, ...]] = {}
+    if d.proj_size:
+        found["weight_hr"] = (d.proj_size, hidden)
+    if d.peephole:
+        found["peephole"] = (3, hidden)
+    if d.layer_norm:
+        found |= {"norm_input": (2, rows), "norm_recurrent": (2, rows)}
+    if d.layer_norm and d.cell.has_cell_state:
+        found["norm_cell"] = (2, hidden)
+    return {
+        f"{prefix}{name}{suffix}": shape
+        for suffix in _SUFFIXES[: d.directions]
+        for name, shape in found.items()
+    }
 
 
 def config_text(network: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], version: str) -> bytes:
@@ -386,7 +470,7 @@ def config_text(network: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]],
     return files.json_text(
         {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": _version_of(network),
             "unspool_version": version,
             "network": dict(network),
             "tensor_sha256": files.tensor_digests(tensors),
@@ -394,11 +478,35 @@ def config_text(network: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]],
     )
 
 
-def traced(kernels: Kernels, layers: Sequence[Any], x: Floats, lengths: Ints) -> list[Trace]:
+def _version_of(network: Any) -> int:
+    """The format's version that a network's description is written in."""
+    return (
+        OPTIONS_VERSION if isinstance(network, Mapping) and set(network) & set(_OPTIONS) else FORMAT_VERSION
+    )
+
+
+def mean_zoneout(model: Any, x: Floats) -> State | None:
+    """What the layers of a model keep over (T, B, E): its shares, (T, B, D, …); None where there are none."""
+    shares = getattr(model, "zoneout", (0.0, 0.0))
+    if not any(shares):
+        return None
+    d = model.description
+    widths = (d.output_size, d.hidden_size if d.cell.has_cell_state else 0)
+    return State(
+        *(
+            np.full((*x.shape[:2], d.directions, width), share, np.float32) if share and width else None
+            for share, width in zip(shares, widths, strict=True)
+        )
+    )
+
+
+def traced(
+    kernels: Kernels, layers: Sequence[Any], x: Floats, lengths: Ints, zoneout: State | None = None
+) -> list[Trace]:
     """Run prepared layers over (T, B, E), each over what the one below it gave; every layer's trace."""
     traces = []
     for prepared in layers:
-        trace, _ = kernels.forward(prepared, x, lengths=lengths)
+        trace, _ = kernels.forward(prepared, x, lengths=lengths, zoneout=zoneout)
         traces.append(trace)
         x = side_by_side(trace.hidden)
     return traces
@@ -464,11 +572,12 @@ def read_config(
     """
     config = files.parse_json(data, where)
     version = config.get("format_version")
-    if config.get("format") != FORMAT or version != FORMAT_VERSION:
+    wanted = _version_of(config.get("network"))
+    if config.get("format") != FORMAT or version != wanted:
         raise ModelFileError(
             f"{where} is of a format that this unspool does not read.\n"
             f"  Received: {config.get('format')!r:.60}, version {version!r:.40}; "
-            f"read is {FORMAT!r}, version {FORMAT_VERSION}.\n"
+            f"such a network is read of {FORMAT!r}, version {wanted}.\n"
             f"  Fix: install the unspool that wrote it (its version: "
             f"{config.get('unspool_version', 'not stated')!r:.40}), or train again."
         )
@@ -542,8 +651,16 @@ def layer_weights(
     """A layer's weights as the kernels take them, from torch's keys behind a prefix: `layers.0.`."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     return [
-        Parameters(*(tensors[f"{prefix}{name}{suffix}"] for name in names)).as_weights(cell)
-        for suffix in ("_l0", "_l0_reverse")[:directions]
+        Parameters(*(tensors[f"{prefix}{name}{suffix}"] for name in names))
+        .as_weights(cell)
+        ._replace(
+            projection=tensors.get(f"{prefix}weight_hr{suffix}"),
+            **{
+                name: tensors.get(f"{prefix}{name}{suffix}")
+                for name in ("peephole", "norm_input", "norm_recurrent", "norm_cell")
+            },
+        )
+        for suffix in _SUFFIXES[:directions]
     ]
 
 

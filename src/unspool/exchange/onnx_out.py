@@ -42,7 +42,7 @@ _MOST_BYTES = 2**31 - 2**20  # an ONNX file is one protobuf message
 _MODES = {cell.value.upper(): cell for cell in Cell}
 _OPERATORS = {Cell.RNN_TANH: "RNN", Cell.RNN_RELU: "RNN", Cell.LSTM: "LSTM", Cell.GRU: "GRU"}
 # Options of a layer that change what it computes and that the operators do not have.
-_ELSEWHERE = ("proj_size", "layer_norm", "cell_clip", "zoneout")
+_ELSEWHERE = ("proj_size", "layer_norm", "cell_clip", "zoneout", "zoneout_hidden", "zoneout_cell")
 
 
 class Check(NamedTuple):
@@ -107,13 +107,7 @@ def stack_of(module: Any) -> Stack:
             f"there is nothing here that can be written.\n  Received: {type(module).__name__}.\n"
             f"  Fix: pass an RNN, LSTM or GRU of torch.nn or unspool.nn, a Stack, or a Model."
         )
-    for name in _ELSEWHERE:
-        value = getattr(module, name, None)
-        if value:
-            raise InputError(
-                f"ONNX's operators have no {name}.\n  Received: {type(module).__name__} with "
-                f"{name}={value!r:.60}."
-            )
+    _refuse_options(module, type(module).__name__)
     # Through attributes, not state_dict, so that weights behind a parametrization are read as they act.
     tensors: dict[str, Any] = {}
     names = Parameters._fields
@@ -275,9 +269,20 @@ def stack_graph(stack: Stack, *, batch_first: bool = False) -> Any:
     )
 
 
+def _refuse_options(held: Any, what: str) -> None:
+    """Refuse options that a layer, or a model's description, has and the operators have not."""
+    for name in _ELSEWHERE:
+        value = getattr(held, name, None)
+        if value:
+            raise InputError(
+                f"ONNX's operators have no {name}.\n  Received: {what} with {name}={value!r:.60}."
+            )
+
+
 def model_graph(model: Model) -> Any:
     """The ModelProto of a whole model; see `to_onnx`."""
     d = model.description
+    _refuse_options(d, "a Model")
     layers = Stack.from_state_dict(d.cell, layer_tensors(model)).layers
     graph = _Graph()
     graph.hold("embedding.weight", model.tensors["embedding.weight"])

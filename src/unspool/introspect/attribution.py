@@ -17,7 +17,7 @@ from unspool.introspect.stack import check_step, read_texts
 from unspool.introspect.tables import Shown
 from unspool.kernels.contract import Trace
 from unspool.language import LanguageModel
-from unspool.model import Floats, Ints, Model, side_by_side, softmax
+from unspool.model import Floats, Ints, Model, mean_zoneout, side_by_side, softmax
 from unspool.parser import Parser
 from unspool.tagger import Tagger
 from unspool.translator import Translator
@@ -367,7 +367,9 @@ def _down(
         reversed(model.layers), reversed(traces), reversed(inputs), strict=True
     ):
         d_hidden = d_output.reshape(trace.hidden.shape)
-        gradients, _ = model.kernels.backward(prepared, given, trace, d_hidden=d_hidden, lengths=lengths)
+        gradients, _ = model.kernels.backward(
+            prepared, given, trace, d_hidden=d_hidden, lengths=lengths, zoneout=mean_zoneout(model, x)
+        )
         d_output = gradients.x
     return d_output
 

@@ -221,11 +221,13 @@ def _traces(tensors: Mapping[str, NDArray[Any]], cell: Cell, steps: int) -> tupl
     layers = len(tensors) // len(parts)
     if layers == 0 or set(tensors) != {f"{k}.{part}" for k in range(layers) for part in parts}:
         raise ValueError(f"the tensors {', '.join(sorted(tensors)):.200}")
-    *_, directions, hidden_size = (0, 0, *tensors["0.hidden"].shape)
-    if directions not in (1, 2) or hidden_size == 0:
-        raise ValueError(f"{directions} directions of {hidden_size} units")
+    *_, directions, output_size = (0, 0, *tensors["0.hidden"].shape)
+    *_, hidden_size = (0, *tensors["0.gates"].shape)
+    if directions not in (1, 2) or not 0 < output_size <= hidden_size:
+        raise ValueError(f"{directions} directions of {hidden_size} units and {output_size} outputs")
     for name, array in tensors.items():
         gates = (len(cell.gates),) if name.endswith(".gates") else ()
-        if array.shape != (steps, 1, directions, *gates, hidden_size) or array.dtype != np.float32:
+        width = output_size if name.endswith(".hidden") else hidden_size
+        if array.shape != (steps, 1, directions, *gates, width) or array.dtype != np.float32:
             raise ValueError(f"{name} {array.shape} of {array.dtype} for {steps} words of a {cell.value}")
     return tuple(Trace(**{part: tensors[f"{k}.{part}"] for part in parts}) for k in range(layers))

@@ -217,6 +217,7 @@ def of(layer: Any, kernels: str = "auto") -> Stack:
     weights: tuple[tuple[Weights, ...], ...]
     if isinstance(layer, READERS):
         d = layer.description
+        _refuse_options(getattr(d, "options", ()))
         weights = tuple(map(tuple, layer.weights))
         dtype, batch_first, cell = "float32", False, d.cell
         chosen = layer.kernels if kernels == "auto" else load(kernels)
@@ -228,6 +229,14 @@ def of(layer: Any, kernels: str = "auto") -> Stack:
     return Stack(cell, chosen, weights, prepared, len(weights[0]), batch_first, dtype)
 
 
+def _refuse_options(beyond: Sequence[str]) -> None:
+    if beyond:
+        raise InputError(
+            "a layer with more than the plain cell cannot be looked at yet.\n"
+            f"  Received: {', '.join(beyond)}.\n  Fix: take the gates and states of its trace."
+        )
+
+
 def _of_torch(layer: Any) -> tuple[Cell, tuple[tuple[Weights, ...], ...], bool]:
     """Read the parameters of an nn layer by torch's names."""
     if not is_layer(layer):
@@ -235,16 +244,8 @@ def _of_torch(layer: Any) -> tuple[Cell, tuple[tuple[Weights, ...], ...], bool]:
             f"this is no recurrent layer.\n  Received: {type(layer).__name__}.\n"
             f"  Fix: pass an RNN, LSTM or GRU of unspool.nn or torch.nn, or a trained model, such as a Model."
         )
-    beyond = [
-        name
-        for name in ("proj_size", "layer_norm", "peephole", "zoneout", "cell_clip")
-        if getattr(layer, name, False)
-    ]
-    if beyond:
-        raise InputError(
-            "a layer with more than the plain cell cannot be looked at yet.\n"
-            f"  Received: {', '.join(beyond)}.\n  Fix: take the gates and states of its trace()."
-        )
+    names = ("proj_size", "layer_norm", "peephole", "zoneout", "cell_clip")
+    _refuse_options([name for name in names if getattr(layer, name, False)])
     cell = _CELLS[str(layer.mode)]
     suffixes = ("", "_reverse") if layer.bidirectional else ("",)
     found = []
