@@ -46,7 +46,7 @@ class Recording(Shown):
         return int(self.traces[0].hidden.shape[2])
 
     def title(self) -> str:
-        size = self.traces[0].hidden.shape[3]
+        size = self.traces[0].gates.shape[4]
         return (
             f"{len(self.words)} words through {len(self.traces)} × {self.cell.value} of {size}, "
             f"{self.directions} {'directions' if self.directions == 2 else 'direction'}"
