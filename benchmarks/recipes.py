@@ -8,7 +8,7 @@ the same steps on the same batches (forward, backward, clipping, AdamW), then pr
 much of it as a turn has time for, without gradients.
 
 With UNSPOOL_THREADS=1 what counts is processor time, which other work on the machine disturbs little.  What
-our kernels take of a step is measured in the same turns: the rest is code that both sides share.
+our layers take of a step is measured in the same turns: the rest is code that both sides share.
 """
 
 import contextlib
@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
+import unspool.nn
 from stamp import in_words, stamp
-from unspool import Tagger, files, recipes, training
+from unspool import Tagger, files, ops, recipes, training
 from unspool.kernels import native
 
 RESULTS = Path(__file__).parent / "results"
@@ -107,7 +108,7 @@ def timed(pair: dict[str, Caught]) -> dict[str, Any]:
     """Seconds of each turn, in training and in prediction; the first turn warms up."""
     train: dict[str, list[float]] = {whose: [] for whose in pair}
     predict: dict[str, list[float]] = {whose: [] for whose in pair}
-    kernels: list[float] = []
+    layers: list[float] = []
     same(pair)
     for turn in range(TURNS + 1):
         for whose, found in pair.items():
@@ -116,7 +117,7 @@ def timed(pair: dict[str, Caught]) -> dict[str, Any]:
                 train[whose].append(steps / STEPS)
                 predict[whose].append(scored)
             if turn and whose == "unspool":
-                kernels.append(inside / STEPS)
+                layers.append(inside / STEPS)
     ratios = {
         kind: {
             **{whose: statistics.median(each) for whose, each in seconds.items()},
@@ -124,12 +125,12 @@ def timed(pair: dict[str, Caught]) -> dict[str, Any]:
         }
         for kind, seconds in (("step", train), ("prediction", predict))
     }
-    return {"kernels": statistics.median(kernels), **ratios}
+    return {"layers": statistics.median(layers), **ratios}
 
 
 @contextlib.contextmanager
-def timing_kernels() -> Iterator[list[float]]:
-    """Add up the seconds of each call of our kernels in training, the packing of weights included."""
+def timing_layers() -> Iterator[list[float]]:
+    """Add up the seconds of each call of our layers in training, and of each of their gradients."""
     seconds: list[float] = []
 
     def timed(call: Any) -> Any:
@@ -141,12 +142,15 @@ def timing_kernels() -> Iterator[list[float]]:
 
         return run
 
-    real = {name: getattr(native, name) for name in ("prepare", "forward", "backward")}
-    for name, call in real.items():
-        setattr(native, name, timed(call))
+    gradients = (ops._Layer, ops.small._Small)
+    real, backward = unspool.nn.LSTM.forward, [each.backward for each in gradients]
+    unspool.nn.LSTM.forward = timed(real)  # type: ignore[method-assign]
+    for each, call in zip(gradients, backward, strict=True):
+        each.backward = staticmethod(timed(call))  # type: ignore[method-assign]
     yield seconds
-    for name, call in real.items():
-        setattr(native, name, call)
+    unspool.nn.LSTM.forward = real  # type: ignore[method-assign]
+    for each, call in zip(gradients, backward, strict=True):
+        each.backward = staticmethod(call)  # type: ignore[method-assign]
 
 
 def same(pair: dict[str, Caught]) -> None:
@@ -157,14 +161,14 @@ def same(pair: dict[str, Caught]) -> None:
 
 
 def one_turn(found: Caught) -> tuple[float, float, float]:
-    """Seconds of the steps, what our kernels took of them, and seconds of the prediction."""
+    """Seconds of the steps, what our layers took of them, and seconds of the prediction."""
     model, task, options = found.model, found.task, found.options
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     batches = list(task.batches(1))[: STEPS + 1]
     shares = [task.share(rows, 0, len(rows)) for rows in batches]
     model.train()
     begin = 0.0
-    with timing_kernels() as inside:
+    with timing_layers() as inside:
         for step, (rows, share) in enumerate(zip(batches, shares, strict=True)):
             if step == 1:
                 inside.clear()
@@ -239,12 +243,12 @@ def lines(about: dict[str, object], found: dict[str, Any]) -> Iterator[str]:
         f"each,\nby {which} time; in brackets the smallest and the largest ratio of a turn. Prediction is "
         "the dev part, or its beginning, scored without gradients. Recurrent dropout, which torch's layers "
         "do not have, is off on both sides.\nNetworks are untrained: of the parser's trees far more need the "
-        "long way than of a trained one's (`parsing.md`).\nWhat is not our kernels' is the same code on both "
+        "long way than of a trained one's (`parsing.md`).\nWhat is not our layers' is the same code on both "
         "sides; without it the layers alone are as many times as fast as their column says: (torch's step "
-        "- ours + our kernels) / our kernels.\n"
+        "- ours + our layers) / our layers.\n"
     )
     yield (
-        "| recipe | ms a step | of it our kernels | torch's step | times as fast | layers alone "
+        "| recipe | ms a step | of it our layers | torch's step | times as fast | layers alone "
         "| s a prediction | torch's | times as fast | wanted |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|"
@@ -256,8 +260,8 @@ def lines(about: dict[str, object], found: dict[str, Any]) -> Iterator[str]:
             cells += [format(one[whose] * factor, form) for whose in ("unspool", "torch")]
             cells += [f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})"]
             if kind == "step":
-                cells.insert(2, format(row["kernels"] * factor, form))
-                alone = (one["torch"] - one["unspool"] + row["kernels"]) / row["kernels"]
+                cells.insert(2, format(row["layers"] * factor, form))
+                alone = (one["torch"] - one["unspool"] + row["layers"]) / row["layers"]
                 cells.append(format(alone, ".2f"))
         yield f"| {' | '.join([*cells, str(row['bar'])])} |"
     for row in found.values():
