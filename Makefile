@@ -25,7 +25,7 @@ LIVE ?= .venv-live
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILT := native/*.cpp native/*.h CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test check format lint mutants published bench soak sanitize thirdparty gpu exchange-test clean lab docs page page-test
+.PHONY: demo test check format lint mutants published bench soak sanitize neon thirdparty gpu exchange-test clean lab docs page page-test
 
 demo: $(VENV)/demo-installed
 	$(BIN)/unspool train sentiment --output runs/demo --force
@@ -84,6 +84,10 @@ soak: $(VENV)/dev-installed
 
 sanitize: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/verification.py sanitize
+
+# For 64-bit ARM: cross-compiled, and run under qemu; all of it in build/neon.
+neon: $(VENV)/dev-installed
+	$(BIN)/python tests/neon.py
 
 thirdparty: $(GUESTS)/installed
 	$(GUESTS)/bin/python -m pytest -c tests/thirdparty/pytest.ini tests/thirdparty

@@ -8,7 +8,11 @@ namespace unspool {
 
 #define DECLARE(isa) extern const Engine engine_##isa##_float32, engine_##isa##_bfloat16, engine_##isa##_int8;
 #define ENGINES(isa) {&engine_##isa##_float32, &engine_##isa##_bfloat16, &engine_##isa##_int8}
+#if defined(__aarch64__)
+DECLARE(neon)
+#else
 DECLARE(baseline)
+#endif
 #if defined(__x86_64__)
 DECLARE(avx2)
 DECLARE(avx512)
@@ -41,7 +45,11 @@ const Candidate candidates[] = {
     {"avx512", ENGINES(avx512), runs_avx512},
     {"avx2", ENGINES(avx2), [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
+#if defined(__aarch64__)
+    {"neon", ENGINES(neon), [] { return true; }},  // every such processor has it
+#else
     {"baseline", ENGINES(baseline), [] { return true; }},
+#endif
 };
 constexpr size_t count = sizeof candidates / sizeof *candidates;
 

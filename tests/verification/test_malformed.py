@@ -342,10 +342,10 @@ def test_the_engine_itself_refuses_every_malformed_call(native: ModuleType) -> N
 
 
 def test_the_engine_takes_weights_of_sound_sizes_alone(native: ModuleType) -> None:
-    core = native._core
+    core, isa = native._core, native.instruction_sets()[-1]
     ones = [np.ones(shape, np.float32) for shape in ((4, 1), (4, 1), (4,))]
     plain = (1, [], np.inf, np.inf)
-    core.Layer("baseline", "float32", 2, 1, 1, ones, 1, *plain)
+    core.Layer(isa, "float32", 2, 1, 1, ones, 1, *plain)
     for cell, width, units, weights in (
         (2, 1, 2**62, ones),
         (2, 2**62, 1, ones),
@@ -360,10 +360,10 @@ def test_the_engine_takes_weights_of_sound_sizes_alone(native: ModuleType) -> No
         (3, 1, 1, ones),
     ):
         with pytest.raises((ValueError, TypeError)):
-            core.Layer("baseline", "float32", cell, width, units, weights, 1, *plain)
+            core.Layer(isa, "float32", cell, width, units, weights, 1, *plain)
     peephole, projection = np.ones((3, 1), np.float32), np.ones((1, 1), np.float32)
     both = [peephole, projection, None, None, None]
-    core.Layer("baseline", "float32", 2, 1, 1, ones, 1, 1, both, 1.0, 1.0)
+    core.Layer(isa, "float32", 2, 1, 1, ones, 1, 1, both, 1.0, 1.0)
     for output, extras, clip in (
         (2, both, 1.0),
         (0, both, 1.0),
@@ -375,10 +375,10 @@ def test_the_engine_takes_weights_of_sound_sizes_alone(native: ModuleType) -> No
         (1, [], np.nan),
     ):
         with pytest.raises((ValueError, TypeError)):
-            core.Layer("baseline", "float32", 2, 1, 1, ones, 1, output, extras, clip, 1.0)
+            core.Layer(isa, "float32", 2, 1, 1, ones, 1, output, extras, clip, 1.0)
     for precision in ("bfloat16", "int8"):
         with pytest.raises(ValueError, match="float32 alone"):
-            core.Layer("baseline", precision, 2, 1, 1, ones, 1, 1, [], 1.0, np.inf)
+            core.Layer(isa, precision, 2, 1, 1, ones, 1, 1, [], 1.0, np.inf)
 
 
 def test_streams_refuse_every_malformed_step(native: ModuleType) -> None:

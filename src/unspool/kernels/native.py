@@ -3,9 +3,9 @@
 Arrays are float32; what products are made in is `prepare`'s precision.  Arguments are checked in `checks`;
 what is not contiguous is copied here.
 
-`UNSPOOL_ISA` forces an instruction set (`baseline`, `avx2`, `avx512`, `avx512bf16`), `UNSPOOL_THREADS` the
-number of threads, `UNSPOOL_POOL=own` threads of the engine's own beside torch's; all are read once, when the
-module is loaded.
+`UNSPOOL_ISA` forces an instruction set (`baseline`, `avx2`, `avx512`, `avx512bf16`; on 64-bit ARM there is
+`neon` alone), `UNSPOOL_THREADS` the number of threads, `UNSPOOL_POOL=own` threads of the engine's own beside
+torch's; all are read once, when the module is loaded.
 """
 
 import ctypes
