@@ -34,6 +34,7 @@ from unspool.stream import Stream
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PATIENCE_SECONDS = 6.0  # for the rounds of one row
+REST_SECONDS = 0.06  # ONNX Runtime's threads look for work for some 36 ms after a run
 
 
 Ways = dict[str, Callable[[], object]]  # the ways of doing one piece of work, ours first
@@ -45,6 +46,7 @@ class Row(NamedTuple):
     title: str
     build: Callable[[], Ways]  # called when its turn comes
     products: int = 0  # multiplications with their additions in float32; 0: not counted
+    rest_seconds: float = 0.0  # before each way's turn, for the threads of the one before to come to rest
 
 
 def main() -> None:
@@ -67,11 +69,11 @@ def main() -> None:
     about = stamp("make bench")
     results = []
     limits = Limits()
-    for title, build, products in rows():
+    for title, build, products, rest in rows():
         if words and not any(word in title for word in words):
             continue
         limits.measure()
-        medians = interleaved(build(), 1.0 if quick else PATIENCE_SECONDS)
+        medians = interleaved(build(), 1.0 if quick else PATIENCE_SECONDS, rest)
         results.append({"work": title, "us": medians, "products": products})
         ours, *peers = medians.items()
         said = "; ".join(f"{name} {us:,.1f} ({us / ours[1]:.2f}×)" for name, us in peers)
@@ -126,10 +128,9 @@ def rows() -> Iterator[Row]:
     for hidden, classes in ((128, 2_000), (256, 5_000)):
         title = f"a whole training step: embedding, LSTM T=32 B=16 H={hidden}, {classes:,} classes, AdamW"
         yield Row(title, lambda H=hidden, n=classes: whole_step(H, n))
-    # Last: a session's threads may live on after its row.
     for hidden in (64, 128, 256, 512):
         title = f"one step, LSTM, B=1, H={hidden}, beside ONNX Runtime"
-        yield Row(title, lambda H=hidden: step_beside_onnx_runtime(H))
+        yield Row(title, lambda H=hidden: step_beside_onnx_runtime(H), rest_seconds=REST_SECONDS)
 
 
 def step(hidden: int) -> Ways:
@@ -153,13 +154,22 @@ def step(hidden: int) -> Ways:
 
 
 def step_beside_onnx_runtime(hidden: int) -> Ways:
-    """The same against ONNX Runtime; alone with it, since its threads stay awake and would slow torch's."""
+    """The same against ONNX Runtime as it is fastest, whichever way that is: on one thread, on as many as
+    ours, these waiting for work awake or asleep."""
     ours = nn.LSTM(hidden, hidden)
-    stream, graph = ours.stream(), onnx_runtime(ours)
+    stream, threads = ours.stream(), native.threads()
     x = np.random.default_rng(0).standard_normal((1, hidden), dtype=np.float32)
     zeros = np.zeros((1, 1, hidden), np.float32)
     fed = {"input": x[None], "sequence_lens": np.ones(1, np.int32), "initial_h": zeros, "initial_c": zeros}
-    return {"unspool": lambda: stream.step(x), "ONNX Runtime": lambda: graph.run(None, fed)}
+    ways: Ways = {"unspool": lambda: stream.step(x)}
+    for name, count, spinning in (
+        ("ONNX Runtime on 1 thread", 1, False),
+        (f"on {threads}, awake", threads, True),
+        (f"on {threads}, asleep", threads, False),
+    ):
+        graph = onnx_runtime(ours, count, spinning)
+        ways[name] = lambda graph=graph: graph.run(None, fed)
+    return ways
 
 
 def narrow_step(hidden: int) -> Ways:
@@ -220,15 +230,16 @@ def whole_step(hidden: int, classes: int) -> Ways:
     return {"unspool": way(nn.LSTM), "nn.LSTM": way(torch.nn.LSTM)}
 
 
-def onnx_runtime(layer: nn.LSTM) -> Any:
-    """An ONNX Runtime session of a layer, on as many threads as ours."""
+def onnx_runtime(layer: nn.LSTM, threads: int, spinning: bool) -> Any:
+    """An ONNX Runtime session of a layer, on so many threads, which wait for work awake or asleep."""
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
         to_onnx(layer, Path(folder) / "layer.onnx")
         data = (Path(folder) / "layer.onnx").read_bytes()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = native.threads()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
@@ -380,7 +391,7 @@ def without_gradient(call: Callable[[], object]) -> Callable[[], object]:
     return run
 
 
-def interleaved(ways: Ways, seconds: float) -> dict[str, float]:
+def interleaved(ways: Ways, seconds: float, rest_seconds: float) -> dict[str, float]:
     """The median time of each way in µs; all are called in turn, many times a turn where they are short."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     calls = {}
@@ -393,6 +404,7 @@ def interleaved(ways: Ways, seconds: float) -> dict[str, float]:
     while rounds < 5 or (rounds < 200 and time.perf_counter() - begun < seconds):
         rounds += 1
         for name, way in ways.items():
+            time.sleep(rest_seconds)
             started = time.perf_counter()
             for _ in range(calls[name]):
                 way()
@@ -431,6 +443,8 @@ def table(about: dict[str, object], limits: Limits, results: list[dict[str, Any]
         in_words(about),
         "",
         "Medians of interleaved calls in one run, in µs; in brackets how many times faster the first is.",
+        f"Beside ONNX Runtime a turn begins {1e3 * REST_SECONDS:.0f} ms after the one before: awake, as they",
+        "are by default, its threads keep both cores for some 36 ms after a run; others would pay.",
         "The machine at the most (the best of a measurement before each row; all threads at once, each",
         f"reading a block of its own): {said}.",
         "Share: the time that a row's products alone would take at that rate, of the time unspool took.",
