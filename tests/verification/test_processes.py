@@ -7,12 +7,13 @@ from types import ModuleType
 import numpy as np
 
 from contract.cases import Case, draw
-from kernels.test_native import LAYER, in_a_new_process
+from kernels.test_native import either, in_a_new_process
 from unspool.kernels.contract import Cell
 from verification.effort import Tally, draws
 
 
-def test_every_child_of_many_forks_works(native: ModuleType) -> None:
+@either
+def test_every_child_of_many_forks_works(native: ModuleType, layer: str) -> None:
     """Each computes the parent's bits on threads of its own, the parent's threads being alive before it."""
     count = draws(40, 1_000)
     code = f"""
@@ -32,7 +33,7 @@ def test_every_child_of_many_forks_works(native: ModuleType) -> None:
         print(worked)
     """
     tally = Tally("forks after a parallel region, each child within 5 s")
-    assert in_a_new_process(LAYER + textwrap.dedent(code), timeout=600) == str(count)
+    assert in_a_new_process(layer + textwrap.dedent(code), timeout=600) == str(count)
     tally.add("forks", count)
     tally.close()
 
