@@ -258,7 +258,7 @@ def test_a_token_is_asked_for_where_others_can_reach_it(guarded: Running) -> Non
     assert guarded.ask("/").status == 403
     assert guarded.ask("/api/things", "POST").status == 403
     assert guarded.ask("/?token=wrong").status == 403
-    told = guarded.ask("/?token=wrong", sec_fetch_mode="navigate")  # somebody who opens it in a browser
+    told = guarded.ask("/?token=wrong", accept="text/html,*/*;q=0.8")  # somebody who opens it in a browser
     assert told.status == 403
     assert b"<p>the token is missing or wrong.</p>" in told.body
     assert "default-src 'none'" in told.headers

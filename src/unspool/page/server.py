@@ -298,7 +298,7 @@ def _json(answer: Mapping[str, Any], status: int = 200) -> Response:
 
 def _refused(refused: _Refusal, headers: Headers) -> Response:
     """The reason: for whoever opens an address in a browser as a page, else as JSON."""
-    if headers.get("sec-fetch-mode") != "navigate":
+    if "text/html" not in headers.get("accept", ""):
         return _json({"error": str(refused)}, refused.status)
     reason, _, fix = str(refused).partition("\n  ")
     return Response(
