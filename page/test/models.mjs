@@ -11,7 +11,9 @@ const PARSED = "a cat sees the dog";
 let place;
 let server;
 
-const unspool = (...given) => execFileSync(PYTHON, ["-m", "unspool", ...given], { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
+// So small a network is trained by one thread: where the machine is busy two would wait for one another.
+const environment = { ...process.env, OMP_NUM_THREADS: "1", UNSPOOL_THREADS: "1" };
+const unspool = (...given) => execFileSync(PYTHON, ["-m", "unspool", ...given], { encoding: "utf8", env: environment, stdio: ["ignore", "pipe", "pipe"] });
 
 before(async () => {
   place = mkdtempSync(join(tmpdir(), "unspool-models-"));
