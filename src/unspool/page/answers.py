@@ -537,19 +537,18 @@ def _example_title(key: str) -> str:
 def _layer(cell: Cell, k: int, weights: Sequence[Weights]) -> dict[str, Any]:
     """Sizes and costs of one layer, its directions' weights given."""
     gates, (rows, width), directions = cell.gates, weights[0].input.shape, len(weights)
-    hidden = rows // len(gates)
-    per_gate = hidden * (width + hidden + 1)
-    extra = hidden if cell is Cell.GRU else 0
+    hidden, shown = rows // len(gates), weights[0].recurrent.shape[1]  # fewer are shown by a projection
+    products = rows * (width + shown) + (hidden * shown if weights[0].projection is not None else 0)
     return {
         "layer": k,
         "input_size": width,
         "hidden_size": hidden,
         "directions": directions,
         "gates": [gate.value for gate in gates],
-        "parameters_per_gate": per_gate,
-        "parameters": directions * (len(gates) * per_gate + extra),
-        "multiplications_a_step": directions * len(gates) * hidden * (width + hidden),
-        "state_bytes": 4 * directions * hidden * (2 if cell.has_cell_state else 1),
+        "parameters_per_gate": hidden * (width + shown + 1),
+        "parameters": sum(array.size for one in weights for array in one if array is not None),
+        "multiplications_a_step": directions * products,
+        "state_bytes": 4 * directions * (shown + hidden if cell.has_cell_state else shown),
     }
 
 
