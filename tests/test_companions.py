@@ -139,6 +139,18 @@ def test_called_with_others_weights(name: str) -> None:
     assert torch.equal(first(ours(x)), own)
 
 
+@pytest.mark.filterwarnings("ignore:.*stateless.functional_call.* is deprecated")
+@every_kind
+def test_called_by_the_older_stateless_interface(name: str) -> None:
+    ours, theirs, _ = pair(name)
+    x = drawn(name)
+    others = {key: torch.randn_like(p) for key, p in ours.named_parameters()}
+    agree(
+        [first(torch.nn.utils.stateless.functional_call(ours, others, x))],
+        [first(torch.nn.utils.stateless.functional_call(theirs, others, x))],
+    )
+
+
 @every_kind
 def test_copied_and_pickled(name: str) -> None:
     ours, _, weight = pair(name)

@@ -132,9 +132,11 @@ def test_compiled_with_lengths_as_a_tensor() -> None:
     torch._dynamo.reset()
     layer = nn.LSTM(I, H)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
-    for steps in (5, 8):
+    for steps, stance in ((5, "default"), (8, "fail_on_recompile"), (11, "fail_on_recompile")):
         x, lengths = torch.randn(steps, 3, I), torch.tensor([steps, 0, 2])
-        assert torch.equal(first(compiled(x, lengths=lengths)), first(layer(x, lengths=lengths)))
+        with torch.compiler.set_stance(stance):
+            got = first(compiled(x, lengths=lengths))
+        assert torch.equal(got, first(layer(x, lengths=lengths)))
 
 
 class Tagger(torch.nn.Module):
@@ -166,6 +168,74 @@ def test_exported_with_dynamic_time_and_batch_saved_and_loaded(tmp_path: Path) -
     for t, b in ((6, 3), (9, 5), (2, 2)):
         words, lengths = torch.randint(20, (t, b)), torch.randint(1, t + 1, (b,))
         assert torch.equal(loaded(words, lengths), model(words, lengths))
+
+
+class Translator(torch.nn.Module):
+    """An encoder in both directions over ragged sources, and a decoder that begins where it ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source, self.target = torch.nn.Embedding(20, I), torch.nn.Embedding(15, I)
+        self.encoder = nn.GRU(I, H, bidirectional=True)
+        self.decoder = nn.LSTM(I, 2 * H, 2)
+        self.words = torch.nn.Linear(2 * H, 15)
+
+    def forward(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+        read, h = self.encoder(self.source(source), lengths=lengths)
+        begin = torch.cat([h[0], h[1]], 1).expand(2, -1, -1)
+        written, _ = self.decoder(self.target(target), (begin, torch.tanh(begin)))
+        seen = torch.softmax(torch.einsum("tbh,sbh->tbs", written, read), 2)
+        scores: Tensor = self.words(written + torch.einsum("tbs,sbh->tbh", seen, read))
+        return scores
+
+
+def words_for(steps: int, batch: int, targets: int) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = torch.randint(1, steps + 1, (batch,))
+    return torch.randint(20, (steps, batch)), lengths, torch.randint(15, (targets, batch))
+
+
+@pytest.mark.slow
+def test_an_encoder_and_decoder_is_exported_saved_and_loaded(tmp_path: Path) -> None:
+    model = Translator().eval()
+    source, batch, target = (torch.export.Dim(name, min=1) for name in ("source", "batch", "target"))
+    exported = torch.export.export(
+        model,
+        words_for(6, 3, 4),
+        dynamic_shapes={
+            "source": {0: source, 1: batch},
+            "lengths": {0: batch},
+            "target": {0: target, 1: batch},
+        },
+    )
+    torch.export.save(exported, tmp_path / "translator.pt2")
+    loaded = torch.export.load(tmp_path / "translator.pt2").module()
+    for sizes in ((6, 3, 4), (9, 5, 2), (2, 2, 11)):
+        given = words_for(*sizes)
+        assert torch.equal(loaded(*given), model(*given))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own, in inductor
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("kind", [Tagger, Translator])
+def test_a_whole_model_is_compiled_without_a_break_and_trains_alike(kind: Any, backend: str) -> None:
+    torch._dynamo.reset()
+    model = kind()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    for n, sizes in enumerate(((6, 3, 4), (9, 5, 2), (7, 2, 11))):
+        given = words_for(*sizes)[: 2 if kind is Tagger else 3]
+        with torch.compiler.set_stance("default" if n == 0 else "fail_on_recompile"):
+            got = compiled(*given)
+        want = model(*given)
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+        weights, upstream = list(model.parameters()), torch.randn_like(want)
+        pairs = zip(
+            torch.autograd.grad(got, weights, upstream),
+            torch.autograd.grad(want, weights, upstream),
+            strict=True,
+        )
+        for a, b in pairs:
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 # -- mapped

@@ -43,23 +43,25 @@ def check_dense(x: Tensor, what: str) -> None:
 
 def lengths_as_tensor(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
     """Lengths in every form as a tensor, whose values are still to be checked."""
-    fix = f"\n  Fix: pass ({batch},) integers from 0 to {steps}."
     if isinstance(lengths, Tensor):
-        found = lengths
-        if found.layout != torch.strided or found.is_meta:
-            raise InputError(
-                f"lengths must be one integer a sequence.\n  Received: a tensor of {found.layout} on "
-                f"{found.device}.{fix}"
-            )
-    else:
-        try:
-            found = torch.as_tensor(lengths)
-        except (TypeError, ValueError, RuntimeError) as error:
-            said = f"{type(lengths).__name__}, {str(error).splitlines()[0]:.100}"
-            raise InputError(f"lengths must be one integer a sequence.\n  Received: {said}.{fix}") from error
-        if not found.numel():
-            found = found.long()  # a list of nothing says nothing of its dtype
+        if lengths.layout != torch.strided or lengths.is_meta:
+            raise _no_lengths(f"a tensor of {lengths.layout} on {lengths.device}", steps, batch)
+        return lengths.unsqueeze(0) if lengths.dim() == 0 else lengths
+    try:
+        found = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        said = f"{type(lengths).__name__}, {str(error).splitlines()[0]:.100}"
+        raise _no_lengths(said, steps, batch) from error
+    if not found.numel():
+        found = found.long()  # a list of nothing says nothing of its dtype
     return found.unsqueeze(0) if found.dim() == 0 else found
+
+
+def _no_lengths(received: str, steps: int, batch: int) -> InputError:
+    return InputError(
+        f"lengths must be one integer a sequence.\n  Received: {received}.\n"
+        f"  Fix: pass ({batch},) integers from 0 to {steps}."
+    )
 
 
 def fits(given: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
