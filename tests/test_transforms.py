@@ -215,13 +215,11 @@ def test_an_encoder_and_decoder_is_exported_saved_and_loaded(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own, in inductor
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("kind", [Tagger, Translator])
-def test_a_whole_model_is_compiled_without_a_break_and_trains_alike(kind: Any, backend: str) -> None:
+def test_a_whole_model_is_compiled_without_a_break_and_trains_alike(kind: Any) -> None:
     torch._dynamo.reset()
     model = kind()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for n, sizes in enumerate(((6, 3, 4), (9, 5, 2), (7, 2, 11))):
         given = words_for(*sizes)[: 2 if kind is Tagger else 3]
         with torch.compiler.set_stance("default" if n == 0 else "fail_on_recompile"):

@@ -118,6 +118,9 @@ def small_call(
     for part in (hidden, cell):
         if part is not None and (type(part) not in PLAIN or part.dim() != x.dim() or part.is_neg()):
             return None
+    # A step cut out of a batch: a copy of what enters is nothing beside the general way.
+    x = _dense(x)
+    hidden, cell = (None if part is None else _dense(part) for part in (hidden, cell))
     of_layers = []
     for names in module._names:
         weights = _own_weights(module, names)
@@ -140,6 +143,10 @@ def small_call(
             return None
         x = output
     return x, final, final_cell
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def _own_weights(module: torch.nn.Module, names: Sequence[str]) -> tuple[Tensor, ...] | None:
