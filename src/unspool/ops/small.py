@@ -86,6 +86,7 @@ def may_be_small(x: object) -> bool:
         type(x) in PLAIN
         and x.is_cpu  # type: ignore[attr-defined]
         and not x.is_nested  # type: ignore[attr-defined]
+        and x.layout is torch.strided  # type: ignore[attr-defined]
         and is_ordinary()
         and not torch.is_autocast_enabled("cpu")
     )
@@ -116,7 +117,12 @@ def small_call(
     if time * batch * small.rows > MOST or x.is_neg():
         return None
     for part in (hidden, cell):
-        if part is not None and (type(part) not in PLAIN or part.dim() != x.dim() or part.is_neg()):
+        if part is not None and (
+            type(part) not in PLAIN
+            or part.dim() != x.dim()
+            or part.is_neg()
+            or part.layout is not torch.strided
+        ):
             return None
     # A step cut out of a batch: a copy of what enters is nothing beside the general way.
     x = _dense(x)
