@@ -24,7 +24,7 @@ constexpr int64_t W = 8;
 constexpr int kRows = 3;  // 12 accumulators of 16 registers
 #elif defined(__aarch64__)
 constexpr int64_t W = 4;
-constexpr int kRows = 6;
+constexpr int kRows = 6;  // 24 accumulators of 32 registers
 #else
 constexpr int64_t W = 4;
 constexpr int kRows = 3;
@@ -55,6 +55,8 @@ inline void hold([[maybe_unused]] Vec& v) {
   asm("" : "+v"(v));
 #elif defined(__x86_64__)
   asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
 #endif
 }
 
