@@ -142,25 +142,16 @@ bool backward_sweep(const Packed& packed, const Run& run, const Arriving& in, co
   BackwardScratch measure;
   sweep.shared_bytes = sweep.lay_out_shared(nullptr, &measure);
   sweep.own_bytes = sweep.lay_out(nullptr, &measure);
-  const int64_t all_rows = z.gates * z.hidden;
-  const int64_t bands = larger((all_rows + kBand - 1) / kBand,
-                               smaller(threads, (all_rows + 63) / 64) / z.directions);
-  const int64_t band = round_up((all_rows + bands - 1) / bands, 6);
   std::atomic<bool> out_of_memory{false};
-  Products products{packed, batch, in, out, *back, left, nullptr, nullptr, 0,
-                    (all_rows + band - 1) / band, band, nullptr, 0, &out_of_memory};
-  products.scratch_bytes = products.bytes_an_item();
-
+  Products products{packed, batch, in, out, *back, left, threads, nullptr, nullptr, 0, nullptr, &out_of_memory};
   const int64_t sweep_items = z.directions * sweep.cut.groups, met = lockstep_floats(sweep_items);
-  const int64_t bytes = larger(sweep_items * sweep.scratch_bytes(),
-                               products.weight_items() * products.scratch_bytes);
-  float* memory = take_floats(met + bytes / static_cast<int64_t>(sizeof(float)));
+  float* memory = take_floats(met + sweep_items * sweep.scratch_bytes() / static_cast<int64_t>(sizeof(float)));
   auto* token_time =
       static_cast<int64_t*>(std::malloc(static_cast<size_t>(2 * all + 1) * sizeof(int64_t)));
-  const bool enough = taken && memory != nullptr && token_time != nullptr;
-  if (enough) {
+  float* right = nullptr;
+  if (taken && memory != nullptr && token_time != nullptr) {
     sweep.locksteps = make_locksteps(sweep, memory, 1);
-    sweep.scratch = products.scratch = reinterpret_cast<char*>(memory + met);
+    sweep.scratch = reinterpret_cast<char*>(memory + met);
     parallel(sweep_items * sweep.cut.parts, threads, BackwardSweep<C, Extended>::body, &sweep, *run.stop);
     int64_t* token_row = token_time + all;
     for (int64_t t = 0; t < run.time; ++t)
@@ -171,14 +162,19 @@ bool backward_sweep(const Packed& packed, const Run& run, const Arriving& in, co
         }
     products.token_time = token_time;
     products.token_row = token_row;
+    products.panels = right = take_floats(products.right_floats());
+  }
+  if (right != nullptr) {
+    parallel(products.right_items(), threads, Products::right_body, &products, *run.stop);
     parallel(products.weight_items(), threads, Products::weight_body, &products, *run.stop);
     parallel(products.x_items(), threads, Products::x_body, &products, *run.stop);
     if constexpr (Extended) products.join_gathered();
   }
   for (float* array : own) give_back(array);
   give_back(memory);
+  give_back(right);
   std::free(token_time);
-  return enough && !out_of_memory && !run.stop->raised;
+  return right != nullptr && !out_of_memory && !run.stop->raised;
 }
 
 template <Cell C>

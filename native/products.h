@@ -10,8 +10,12 @@
 namespace unspool {
 namespace {
 
-constexpr int64_t kChunk = 128;  // tokens that a weight gradient sums before it joins the total
-constexpr int64_t kBand = 252;   // rows of a weight gradient that one item computes at the most
+constexpr int64_t kChunk = 512;  // tokens that a weight gradient sums before they join the total
+constexpr int64_t kPiece = 64;   // tokens that one item copies into panels
+constexpr int64_t kBand = 132;   // rows of a weight gradient that one item computes at the most
+
+// What a weight's gradient multiplies its factor by: x, h as it entered the step, or what the projection multiplied.
+enum class Right { input, recurrent, projected };
 
 // The products after the sweep: gradients of the weights and of x, over all live tokens.
 struct Products {
@@ -21,35 +25,51 @@ struct Products {
   const Backward& out;
   const BackPanels& back;
   const Left& left;
+  int threads;
   const int64_t* token_time;   // (tokens) by time, then by row
   const int64_t* token_row;    // (tokens)
   int64_t tokens;
-  int64_t bands;               // items of one weight gradient
-  int64_t band;                // rows of an item
-  char* scratch;
-  int64_t scratch_bytes;
+  float* panels;               // right_floats(): the right operands of the weights' gradients
   std::atomic<bool>* out_of_memory;
 
   static constexpr int64_t kTokensAnItem = 48;
+  static constexpr int64_t kWide = kColumns * W;
+  // From one token's left operand to the next's: room for a last tile's rows past the band, and an odd number of cache
+  // lines, so that a column of them does not fall into one set.
+  static constexpr int64_t kStride = (kBand + 2 * kRows + 15) / 16 / 2 * 32 + 16;
 
-  // Of dL/dW and of dL/dU `bands` each, and of the projection's gradient as many as it needs.
-  int64_t items_a_direction() const {
-    return 2 * bands + (left.d_made != nullptr ? (batch.z.output + band - 1) / band : 0);
+  int64_t gate_rows() const { return batch.z.gates * batch.z.hidden; }
+  bool is_projected() const { return left.d_made != nullptr; }
+
+  // Bands are whole tiles, as many to one as to another, and as many for each thread.
+  static int64_t tiles(int64_t rows) { return (rows + kRows - 1) / kRows; }
+  int64_t bands(int64_t rows) const {
+    return smaller(tiles(rows), round_up((rows + kBand - kRows - 1) / (kBand - kRows), threads));
   }
+  int64_t items_a_direction() const { return bands(gate_rows()) + (is_projected() ? bands(batch.z.output) : 0); }
   int64_t weight_items() const { return batch.z.directions * items_a_direction(); }
   int64_t x_items() const { return (batch.run.time * batch.run.batch + kTokensAnItem - 1) / kTokensAnItem; }
 
-  int64_t columns_floats() const {
-    return column_floats(kChunk, larger(batch.z.input, batch.z.hidden));
+  // The right operands: x once, of the others one a direction; each chunk after chunk, [panel][k][n][lane].
+  int64_t columns(Right right) const {
+    return right == Right::input ? batch.z.input : right == Right::recurrent ? batch.z.output : batch.z.hidden;
   }
-  // From one token's left operand to the next's: room for a last tile's rows past the band, and an odd
-  // number of cache lines, so that a column of them does not fall into one set.
-  int64_t left_stride() const { return round_up(band + kRows, 16) / 16 / 2 * 32 + 16; }
-  int64_t bytes_an_item() const {
-    return (columns_floats() + kChunk * left_stride() + 2 * round_up(band, 16)) *
-           static_cast<int64_t>(sizeof(float));
+  int64_t right_floats(Right right, int64_t depth) const { return column_floats(slots(depth), columns(right)); }
+  int64_t right_floats() const {
+    const int64_t a_direction = right_floats(Right::recurrent, tokens) +
+                                (is_projected() ? right_floats(Right::projected, tokens) : 0);
+    return right_floats(Right::input, tokens) + batch.z.directions * a_direction;
   }
+  float* right_panels(Right right, int64_t d, int64_t chunk) const {
+    float* at = panels + right_floats(right, chunk);
+    if (right == Right::input) return at;
+    at += right_floats(Right::input, tokens) + d * right_floats(right, tokens);
+    return right == Right::recurrent ? at : at + batch.z.directions * right_floats(Right::recurrent, tokens);
+  }
+  int64_t pieces() const { return (tokens + kPiece - 1) / kPiece; }
+  int64_t right_items() const { return (1 + batch.z.directions * (is_projected() ? 2 : 1)) * pieces(); }
 
+  static void right_body(void* context, int64_t item) { static_cast<const Products*>(context)->right_item(item); }
   static void weight_body(void* context, int64_t item) {
     static_cast<const Products*>(context)->weights_item(item);
   }
@@ -57,146 +77,137 @@ struct Products {
     static_cast<const Products*>(context)->x_item(item);
   }
 
-  // A band of rows of dL/dW (kind 0) = sum over tokens of dL/dz x^T, of dL/dU (1) with h^T, or of the projection's (2);
-  // and of dL/db.
-  void weights_item(int64_t item) const {
-    const Sizes& z = batch.z;
-    const int64_t d = item / items_a_direction(), in_direction = item % items_a_direction();
-    const int64_t kind = smaller(2, in_direction / bands), first = (in_direction - kind * bands) * band;
-    const int64_t all_rows = kind == 2 ? z.output : z.gates * z.hidden;
-    const int64_t rows = smaller(band, all_rows - first), stride = left_stride();
-    const int64_t columns = kind == 0 ? z.input : kind == 1 ? z.output : z.hidden;
-    float* product = (kind == 0 ? out.d_input[d] : kind == 1 ? out.d_recurrent[d] : out.d_projection[d]) +
-                     first * columns;
-    const float* factor = kind == 0 ? left.d_input_z : kind == 1 ? left.d_recurrent_z : left.d_made;
-    // The biases are added after a norm, the factors lie before it.
-    const float* added = kind == 0 ? out.flow_preactivation : left.d_hidden_part;
-
-    auto* right_panels = reinterpret_cast<float*>(scratch + item * scratch_bytes);
-    float* left_packed = right_panels + columns_floats();
-    float* bias = left_packed + kChunk * stride;        // (band) all tokens
-    float* bias_chunk = bias + round_up(band, 16);      // (band) this chunk's
-    const float* row_at[kChunk];
-
-    std::memset(product, 0, static_cast<size_t>(rows * columns) * sizeof(float));
-    std::memset(bias, 0, static_cast<size_t>(rows) * sizeof(float));
-    Patience patience{*batch.run.stop};
-    for (int64_t from = 0; from < tokens; from += kChunk) {
-      const int64_t depth = smaller(kChunk, tokens - from);
-      if (patience.over(depth * rows * columns)) return;
-      for (int64_t k = 0; k < depth; ++k)
-        row_at[k] = factor + batch.place(token_time[from + k], token_row[from + k], d) * all_rows + first;
-      if constexpr (kBfloat16)
-        pair_left(left_packed, stride, row_at, depth, rows);
-      else
-        pack_left(left_packed, stride, row_at, depth, rows);
-      if (kind == 0 || (kind == 1 && z.cell == Cell::gru)) {
-        std::memset(bias_chunk, 0, static_cast<size_t>(rows) * sizeof(float));
-        for (int64_t k = 0; k < depth; ++k) {
-          const float* row = added + (row_at[k] - factor);
-          for (int64_t j = 0; j < rows; ++j) bias_chunk[j] += row[j];
+  // Copies a piece of a right operand into its panels; in bfloat16 two tokens to a slot, rounded.
+  void right_item(int64_t item) const {
+    const int64_t operand = item / pieces(), first = item % pieces() * kPiece, D = batch.z.directions;
+    const Right right = operand == 0 ? Right::input : operand <= D ? Right::recurrent : Right::projected;
+    const int64_t d = operand == 0 ? 0 : (operand - 1) % D, count = columns(right);
+    const int64_t chunk = first / kChunk * kChunk, depth = slots(smaller(kChunk, tokens - chunk));
+    float* panel = right_panels(right, d, chunk);
+    for (int64_t token = first; token < smaller(first + kPiece, tokens); token += kPack) {
+      const float *row[kPack] = {}, *mask[kPack] = {};
+      for (int64_t i = 0; i < kPack && token + i < tokens; ++i) right_row(right, d, token + i, row[i], mask[i]);
+      for (int64_t j = 0; j < round_up(count, kWide); j += W) {
+        const int64_t lanes = count - j;
+        Vec value[kPack] = {};
+        for (int64_t i = 0; i < kPack && row[i] != nullptr; ++i) {
+          value[i] = load(row[i] + j, lanes);
+          if (mask[i] != nullptr) value[i] *= load(mask[i] + j, lanes);
         }
-        for (int64_t j = 0; j < rows; ++j) bias[j] += bias_chunk[j];
-      }
-      if constexpr (kBfloat16)
-        pair_right(right_panels, d, kind, from, depth, columns);
-      else
-        pack_right(right_panels, d, kind, from, depth, columns);
-      constexpr int64_t wide = kColumns * W;
-      for (int64_t p = 0; p * wide < columns; ++p)
-        for (int64_t j = 0; j < rows; j += kRows) {
-          const int64_t real = smaller(kRows, rows - j);
-          float* to = product + j * columns + p * wide;
-          tile<kRows, kColumns>(
-              slots(depth), ByToken{left_packed + j, stride}, right_panels + p * kChunk * wide,
-              [](int, int) INLINE_LAMBDA { return Vec{}; },
-              [=](int r, int n, Vec sum) INLINE_LAMBDA {
-                const int64_t lanes = smaller(W, columns - p * wide - n * W);
-                if (r >= real || lanes <= 0) return;
-                float* at = to + r * columns + n * W;
-                store(at, load(at, lanes) + sum, lanes);
-              });
-        }
-    }
-    if (kind == 0)
-      std::memcpy(out.d_bias[d] + first, bias, static_cast<size_t>(rows) * sizeof(float));
-    else if (kind == 1 && z.cell == Cell::gru)
-      for (int64_t j = larger(0, 2 * z.hidden - first); j < rows; ++j)
-        out.d_candidate_bias[d][first + j - 2 * z.hidden] = bias[j];
-  }
-
-  // The band's part of each token's row; 0 in the rows of a last tile that lie past the band.
-  static void pack_left(float* to, int64_t stride, const float* const* row_at, int64_t depth,
-                        int64_t rows) {
-    for (int64_t k = 0; k < depth; ++k) {
-      std::memcpy(to + k * stride, row_at[k], static_cast<size_t>(rows) * sizeof(float));
-      for (int r = 0; r < kRows; ++r) to[k * stride + rows + r] = 0.0f;
-    }
-  }
-
-  // The same in bfloat16: two tokens to a slot, rounded.
-  static void pair_left(float* to, int64_t stride, const float* const* row_at, int64_t depth, int64_t rows) {
-    for (int64_t k = 0; k < depth; k += 2, to += stride) {
-      for (int64_t j = 0; j < rows; j += W) {
-        const int64_t lanes = smaller(W, rows - j);
-        const Vec late = k + 1 < depth ? load(row_at[k + 1] + j, lanes) : Vec{};
-        store(to + j, pair_up(load(row_at[k] + j, lanes), late), lanes);
-      }
-      for (int r = 0; r < kRows; ++r) to[rows + r] = 0.0f;
-    }
-  }
-
-  // pack_right in bfloat16.
-  void pair_right(float* to, int64_t d, int64_t kind, int64_t from, int64_t depth, int64_t columns) const {
-    constexpr int64_t wide = kColumns * W;
-    for (int64_t k = 0; k < depth; k += 2) {
-      const float *row[2] = {}, *mask[2] = {};
-      for (int64_t i = 0; i < 2 && k + i < depth; ++i) right_row(d, kind, from + k + i, columns, row[i], mask[i]);
-      for (int64_t j = 0; j < round_up(columns, wide); j += W) {
-        const int64_t lanes = larger(0, smaller(W, columns - j));
-        Vec both[2] = {};
-        for (int64_t i = 0; i < 2; ++i) {
-          if (row[i] == nullptr || lanes == 0) continue;
-          both[i] = load(row[i] + j, lanes);
-          if (mask[i] != nullptr) both[i] *= load(mask[i] + j, lanes);
-        }
-        store(to + (j / wide * kChunk + k / 2) * wide + j % wide, pair_up(both[0], both[1]));
+        float* to = panel + (j / kWide * depth + (token - chunk) / kPack) * kWide + j % kWide;
+        store(to, kBfloat16 ? pair_up(value[0], value[kPack - 1]) : value[0]);
       }
     }
   }
 
-  // A token's x, or h as it entered the step, with the mask that it was multiplied by.
-  void right_row(int64_t d, int64_t kind, int64_t token, int64_t columns, const float*& row,
-                 const float*& mask) const {
+  // A token's row of a right operand, with the mask that it was multiplied by.
+  void right_row(Right right, int64_t d, int64_t token, const float*& row, const float*& mask) const {
     const Run& run = batch.run;
     const int64_t t = token_time[token], b = token_row[token];
-    if (kind == 0) {
-      row = run.x + (t * run.batch + b) * columns;
-      return;
+    if (right == Right::input) {
+      row = run.x + (t * run.batch + b) * batch.z.input;
+    } else if (right == Right::projected) {
+      row = left.shown + batch.unit(t, b, d);
+    } else {
+      const int64_t s = d == 0 ? t : batch.length(b) - 1 - t;
+      row = batch.entering_hidden(d, b, s, in.hidden, packed.zeros);
+      if (run.recurrent_mask != nullptr) mask = run.recurrent_mask + batch.stated(d, b) * batch.z.output;
     }
-    const int64_t s = d == 0 ? t : batch.length(b) - 1 - t;
-    row = batch.entering_hidden(d, b, s, in.hidden, packed.zeros);
-    if (run.recurrent_mask != nullptr) mask = run.recurrent_mask + batch.stated(d, b) * batch.z.output;
   }
 
-  // What the weights multiplied: x, or h as it entered the step.
-  void pack_right(float* to, int64_t d, int64_t kind, int64_t from, int64_t depth,
-                  int64_t columns) const {
-    const Run& run = batch.run;
-    pack_columns(to, depth, kChunk, columns, [&](int64_t k) {
-      const int64_t t = token_time[from + k], b = token_row[from + k];
-      if (kind == 0) return run.x + (t * run.batch + b) * columns;
-      if (kind == 2) return static_cast<const float*>(left.shown + batch.unit(t, b, d));
-      const int64_t s = d == 0 ? t : batch.length(b) - 1 - t;
-      return batch.entering_hidden(d, b, s, in.hidden, packed.zeros);
-    });
-    if (kind != 1 || run.recurrent_mask == nullptr) return;
-    constexpr int64_t wide = kColumns * W;
-    for (int64_t k = 0; k < depth; ++k) {
-      const float* mask = run.recurrent_mask + batch.stated(d, token_row[from + k]) * batch.z.output;
-      for (int64_t j = 0; j < columns; ++j)
-        to[(j / wide * kChunk + k) * wide + j % wide] *= mask[j];
+  // A band of rows of dL/dW = sum over tokens of dL/dz x^T, of dL/dU with h^T, and of dL/db; or of the projection's
+  // gradient.
+  void weights_item(int64_t item) const {
+    const int64_t d = item / items_a_direction(), number = item % items_a_direction();
+    const bool of_gates = number < bands(gate_rows());
+    const int64_t all_rows = of_gates ? gate_rows() : batch.z.output, count = bands(all_rows);
+    const int64_t band = of_gates ? number : number - bands(gate_rows());
+    const Span rows{tiles(all_rows) * band / count * kRows,
+                    smaller(all_rows, tiles(all_rows) * (band + 1) / count * kRows)};
+    float* left_packed = take_floats(kChunk * kStride);
+    if (left_packed == nullptr) return out_of_memory->store(true);
+    Patience patience{*batch.run.stop};
+    for (int64_t from = 0; from == 0 || from < tokens; from += kChunk) {
+      const int64_t depth = smaller(kChunk, tokens - from);
+      if (patience.over(depth * (rows.end - rows.first) * (batch.z.input + batch.z.output))) break;
+      int64_t at[kChunk];  // where each token's row of a left operand begins
+      for (int64_t k = 0; k < depth; ++k)
+        at[k] = batch.place(token_time[from + k], token_row[from + k], d) * all_rows + rows.first;
+      const auto pack = [&](const float* factor) {
+        pack_left(left_packed, factor, at, depth, rows.end - rows.first);
+      };
+      const auto multiply = [&](Right right, float* product) {
+        add_product(product + rows.first * columns(right), left_packed, right_panels(right, d, from), slots(depth),
+                    rows.end - rows.first, columns(right), from == 0);
+      };
+      if (!of_gates) {
+        pack(left.d_made);
+        multiply(Right::projected, out.d_projection[d]);
+        continue;
+      }
+      pack(left.d_input_z);
+      // The biases are added after a norm, the factors lie before it.
+      sum_rows(out.d_bias[d] + rows.first, out.flow_preactivation, at, depth, rows.end - rows.first, from == 0);
+      multiply(Right::input, out.d_input[d]);
+      if (left.d_recurrent_z != left.d_input_z) pack(left.d_recurrent_z);
+      multiply(Right::recurrent, out.d_recurrent[d]);
+      const int64_t candidate = larger(rows.first, 2 * batch.z.hidden);
+      if (batch.z.cell != Cell::gru || candidate >= rows.end) continue;
+      sum_rows(out.d_candidate_bias[d] + candidate - 2 * batch.z.hidden,
+               left.d_hidden_part + candidate - rows.first, at, depth, rows.end - candidate, from == 0);
     }
+    give_back(left_packed);
+  }
+
+  // product (rows, columns) += left^T right, or = where it is the first.
+  static void add_product(float* product, const float* left_packed, const float* right_panel, int64_t depth,
+                          int64_t rows, int64_t columns, bool is_first) {
+    for (int64_t p = 0; p * kWide < columns; ++p)
+      for (int64_t j = 0; j < rows; j += kRows) {
+        const int64_t real = smaller(kRows, rows - j);
+        float* to = product + j * columns + p * kWide;
+        tile<kRows, kColumns>(
+            depth, ByToken{left_packed + j, kStride}, right_panel + p * depth * kWide,
+            [](int, int) INLINE_LAMBDA { return Vec{}; },
+            [=](int r, int n, Vec sum) INLINE_LAMBDA {
+              const int64_t lanes = smaller(W, columns - p * kWide - n * W);
+              if (r >= real || lanes <= 0) return;
+              float* at = to + r * columns + n * W;
+              store(at, is_first ? sum : load(at, lanes) + sum, lanes);
+            });
+      }
+  }
+
+  // sum (rows) += each token's row, or = where it is the first; the rows of a chunk are summed before they join.
+  static void sum_rows(float* sum, const float* factor, const int64_t* at, int64_t depth, int64_t rows,
+                       bool is_first) {
+    for (int64_t j = 0; j < rows; j += kWide) {
+      Vec chunk[kColumns] = {};
+      for (int64_t k = 0; k < depth; ++k)
+        for (int n = 0; n < kColumns; ++n) chunk[n] += load(factor + at[k] + j + n * W, rows - j - n * W);
+      for (int n = 0; n < kColumns; ++n) {
+        float* to = sum + j + n * W;
+        const int64_t lanes = rows - j - n * W;
+        if (lanes > 0) store(to, is_first ? chunk[n] : load(to, lanes) + chunk[n], lanes);
+      }
+    }
+  }
+
+  // The band's part of each token's row, in bfloat16 of two tokens in a slot, rounded; 0 in the rows of a last tile
+  // that lie past the band.
+  static void pack_left(float* to, const float* factor, const int64_t* at, int64_t depth, int64_t rows) {
+    constexpr int64_t ahead = 16;  // tokens: each lies on a page of its own
+    for (int64_t k = 0; k < depth; k += kPack, to += kStride)
+      for (int64_t j = 0; j < rows + kRows; j += W) {
+        const int64_t lanes = rows - j;
+        Vec value[kPack] = {};
+        for (int64_t i = 0; i < kPack && k + i < depth; ++i) {
+          const float* from = factor + at[k + i] + j;
+          value[i] = load(from, lanes);
+          if (k + i + ahead < depth) __builtin_prefetch(factor + at[k + i + ahead] + j);
+        }
+        store(to + j, kBfloat16 ? pair_up(value[0], value[kPack - 1]) : value[0]);
+      }
   }
 
   // What the sweep gathered a row, summed over the rows, and the gradients of a norm's bias, which are a bias's.

@@ -100,19 +100,27 @@ inline Vec with_sign(Vec magnitude, Vec x) {
   return magnitude;
 }
 
-// The first `lanes` floats; the other lanes are 0.
+// The first `lanes` floats, none where that is below 1; the other lanes are 0.
 inline Vec load(const float* p, int64_t lanes) {
   if (lanes >= W) return load(p);
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << (lanes < 0 ? 0 : lanes)) - 1), p);
+#else
   float part[W] = {};
-  std::memcpy(part, p, static_cast<size_t>(lanes) * sizeof(float));
+  if (lanes > 0) std::memcpy(part, p, static_cast<size_t>(lanes) * sizeof(float));
   return load(part);
+#endif
 }
 
 inline void store(float* p, Vec v, int64_t lanes) {
   if (lanes >= W) return store(p, v);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << (lanes < 0 ? 0 : lanes)) - 1), v);
+#else
   float part[W];
   store(part, v);
-  std::memcpy(p, part, static_cast<size_t>(lanes) * sizeof(float));
+  if (lanes > 0) std::memcpy(p, part, static_cast<size_t>(lanes) * sizeof(float));
+#endif
 }
 
 // Two vectors' halves of every 2*Step lanes, side by side: one stage of a transposition.
