@@ -10,7 +10,7 @@
 namespace unspool {
 namespace {
 
-constexpr int64_t kChunk = 512;  // tokens that a weight gradient sums before they join the total
+constexpr int64_t kChunk = 128;  // tokens that a weight gradient sums before they join the total
 constexpr int64_t kPiece = 64;   // tokens that one item copies into panels
 constexpr int64_t kBand = 132;   // rows of a weight gradient that one item computes at the most
 

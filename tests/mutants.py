@@ -247,8 +247,8 @@ MUTANTS = (
     Mutant(
         "the weights' gradients see the hidden state without its mask",
         PRODUCTS,
-        "if (kind != 1 || run.recurrent_mask == nullptr) return;",
-        "return;",
+        "if (mask[i] != nullptr) value[i] *= load(mask[i] + j, lanes);",
+        "",
     ),
     Mutant(
         "an empty sequence returns zeros, not the state given",
@@ -284,20 +284,27 @@ MUTANTS = (
         "    Vec a[R];",
     ),
     Mutant(
-        "a thread sums every other weight gradient in chunks of another size",
+        "a thread begins every other sum of a weight's gradient with the total, where the rest are added to it",
         PRODUCTS,
-        "    for (int64_t from = 0; from < tokens; from += kChunk) {\n"
-        "      const int64_t depth = smaller(kChunk, tokens - from);",
-        "    static thread_local int64_t calls = 0;\n"
-        "    const int64_t chunk = kChunk >> (++calls & 1);\n"
-        "    for (int64_t from = 0; from < tokens; from += chunk) {\n"
-        "      const int64_t depth = smaller(chunk, tokens - from);",
+        "        tile<kRows, kColumns>(\n"
+        "            depth, ByToken{left_packed + j, kStride}, right_panel + p * depth * kWide,\n"
+        "            [](int, int) INLINE_LAMBDA { return Vec{}; },\n",
+        "        static thread_local int64_t calls = 0;\n"
+        "        const bool total = !is_first && (++calls & 1) != 0;\n"
+        "        const bool outer = is_first, joined = outer || total;\n"
+        "        const bool is_first = joined;\n"
+        "        tile<kRows, kColumns>(\n"
+        "            depth, ByToken{left_packed + j, kStride}, right_panel + p * depth * kWide,\n"
+        "            [=](int r, int n) INLINE_LAMBDA {\n"
+        "              const int64_t lanes = columns - p * kWide - n * W;\n"
+        "              return total && r < real ? load(to + r * columns + n * W, lanes) : Vec{};\n"
+        "            },\n",
     ),
     Mutant(
         "the last vector of a row is stored one lane too wide",
         VECTOR,
-        "  std::memcpy(p, part, static_cast<size_t>(lanes) * sizeof(float));",
-        "  std::memcpy(p, part, static_cast<size_t>(lanes + 1) * sizeof(float));",
+        "if (lanes > 0) std::memcpy(p, part, static_cast<size_t>(lanes) * sizeof(float));",
+        "if (lanes > 0) std::memcpy(p, part, static_cast<size_t>(lanes + 1) * sizeof(float));",
     ),
     Mutant(
         "tanh keeps to its polynomial where that is no longer good",
