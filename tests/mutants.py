@@ -284,7 +284,7 @@ MUTANTS = (
         "    Vec a[R];",
     ),
     Mutant(
-        "a thread begins every other sum of a weight's gradient with the total, where the rest are added to it",
+        "a thread begins every other chunk of a weight's gradient with the total, not with 0",
         PRODUCTS,
         "        tile<kRows, kColumns>(\n"
         "            depth, ByToken{left_packed + j, kStride}, right_panel + p * depth * kWide,\n"
