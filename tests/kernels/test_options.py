@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from contract.cases import Case, Data, Floats, distance, draw, named, with_dtype
-from unspool.errors import InputError, KernelsError
+from unspool.errors import InputError
 from unspool.kernels import reference
 from unspool.kernels.contract import Cell, State, Trace
 
@@ -295,13 +295,3 @@ def test_zoneout_and_patches_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=said):
             reference.infer(made.prepared, made.data.x, **options)
-
-
-@pytest.mark.parametrize("chosen", [("peephole", "projection"), ("cell_clip",), ("norm_input",)])
-def test_a_stream_refuses_what_it_does_not_run_by_name(chosen: tuple[str, ...]) -> None:
-    native = pytest.importorskip("unspool.kernels.native")
-    made = Made(Cell.LSTM, 1, chosen, "float32")
-    prepared = native.prepare(Cell.LSTM, made.data.weights, **made.clips)
-    room = np.zeros((1, 1, 3), np.float32)
-    with pytest.raises(KernelsError, match=f"a layer with {', '.join(chosen)}"):
-        native.stream([prepared], 1, room, room.copy())
