@@ -52,6 +52,7 @@ SANITIZERS = {
             "tests/kernels/test_native.py",
             "tests/contract/test_independence.py",
             "tests/verification/test_bits.py",
+            "tests/verification/test_lockstep.py",
             "tests/verification/test_processes.py",
             "tests/test_stream.py",
         ),
