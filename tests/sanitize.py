@@ -37,8 +37,8 @@ SANITIZERS = {
         "address,undefined",
         ("libasan.so", "libubsan.so", "libstdc++.so"),
         {
-            # Uses after return are not looked for: gcc 12's frames for that do not lie at 64 bytes (its bug
-            # 110027), and the first AVX-512 value in one of them ends the process.
+            # Uses after return are not looked for: gcc 12 lays the frames for that out so that
+            # the first AVX-512 value in one of them ends the process.
             "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:allocator_may_return_null=1",
             "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         },

@@ -129,9 +129,8 @@ def _become(module: nn.Module, ours: type[nn.Module]) -> str | None:
         twin: Any = ours(held.input_size, held.hidden_size, **options)
     except (TypeError, ValueError) as error:  # an attribute that was changed after the layer was made
         return str(error).splitlines()[0]
-    module.__dict__.pop(
-        "_flat_weight_refs", None
-    )  # torch's, and nothing that can be pickled; `unswap` makes them
+    # torch's own, and nothing that can be pickled; `unswap` makes them again.
+    module.__dict__.pop("_flat_weight_refs", None)
     given = [key for key in twin.__dict__ if key not in module.__dict__]
     for key in given:
         module.__dict__[key] = twin.__dict__[key]

@@ -18,10 +18,8 @@ _HAS_ONEDNN = (
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 _WORTH = 30_000_000  # multiplications from which preparing a product of a new size (0.2 ms) pays
-_ROWS, _SCORES = (
-    384,
-    2_000_000,
-)  # what is scored at a time: so many rows, or more while there are no more scores
+# What is scored at a time: so many rows, or more while there are no more scores.
+_ROWS, _SCORES = 384, 2_000_000
 
 
 class Guessed(NamedTuple):
