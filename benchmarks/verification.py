@@ -1,7 +1,9 @@
 """Run a long verification and write down what it saw: benchmarks/results/verification.json and .md.
 
     python benchmarks/verification.py soak        tests/verification, the long versions
-    python benchmarks/verification.py sanitize    tests/sanitize.py: on engines built with gcc's sanitizers
+    python benchmarks/verification.py address     tests/sanitize.py: on an engine built with ASan and UBSan
+    python benchmarks/verification.py thread      the same with TSan
+    python benchmarks/verification.py sanitize    both, one after the other
 
 Each keeps its own part of the results, with its own date and commit; what failed is written down as failed.
 Exit code 1 then.
@@ -22,9 +24,13 @@ RESULTS = ROOT / "benchmarks" / "results" / "verification.json"
 
 ABOUT = {
     "soak": "What must never differ, overrun or crash, drawn by hypothesis: `tests/verification`.",
-    "sanitize": (
-        "The engine built with gcc's ASan and UBSan, and with TSan; the runtimes are preloaded into an "
-        "ordinary Python, leaks are not looked for. A fault ends the run: what passed is clean."
+    "address": (
+        "`tests/sanitize.py address`: the engine built with gcc's ASan and UBSan; the runtimes are preloaded "
+        "into an ordinary Python, leaks are not looked for. A fault ends the run: what passed is clean."
+    ),
+    "thread": (
+        "`tests/sanitize.py thread`: the engine built with gcc's TSan, on its own threads; Python and torch "
+        "are not instrumented. A race ends the process: what passed is clean."
     ),
 }
 
@@ -53,9 +59,10 @@ def _in_words(figures: dict[str, Any]) -> str:
     return f"{what}: {', '.join(told)} ({seconds} s)"
 
 
-def sanitize() -> tuple[bool, list[str]]:
-    """What each build ran, and pytest's closing line."""
-    return _told([sys.executable, "tests/sanitize.py"], ("passed", "failed", "error", "ERROR:", ": tests/"))
+def sanitized(name: str) -> tuple[bool, list[str]]:
+    """What a build ran and what was left out, and pytest's closing line."""
+    marks = ("passed", "failed", "FAILED", "error", "ERROR:", "WARNING: ThreadSanitizer", ": tests/")
+    return _told([sys.executable, "tests/sanitize.py", name], marks)
 
 
 def _told(command: list[str], marks: tuple[str, ...]) -> tuple[bool, list[str]]:
@@ -76,25 +83,36 @@ def render(parts: dict[str, Any]) -> str:
         if name not in parts:
             continue
         part = parts[name]
-        lines += [f"## make {name}: {'passed' if part['passed'] else 'FAILED'}", "", ABOUT[name], ""]
+        lines += [
+            f"## {part['about']['command']}: {'passed' if part['passed'] else 'FAILED'}",
+            "",
+            ABOUT[name],
+            "",
+        ]
         lines += [f"- {line}" for line in part["lines"]]
         lines += ["", in_words(part["about"]), ""]
     return "\n".join(lines)
 
 
+def keep(name: str) -> bool:
+    """Run one, keep what it saw; whether all went well."""
+    about = stamp("make soak" if name == "soak" else f"make sanitize ({name})")
+    passed, lines = soak() if name == "soak" else sanitized(name)
+    parts = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    parts[name] = {"passed": passed, "about": about, "lines": lines}
+    RESULTS.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
+    RESULTS.with_suffix(".md").write_text(render(parts), encoding="utf-8")
+    return passed
+
+
 def main(names: list[str]) -> int:
-    """Run one and keep it."""
-    runs = {"soak": soak, "sanitize": sanitize}
+    """Run what is named."""
+    runs = {name: [name] for name in ABOUT} | {"sanitize": ["address", "thread"]}
     if len(names) != 1 or names[0] not in runs:
         print(__doc__)
         return 2
-    about = stamp(f"make {names[0]}")
-    passed, lines = runs[names[0]]()
-    parts = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    parts[names[0]] = {"passed": passed, "about": about, "lines": lines}
-    RESULTS.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
-    RESULTS.with_suffix(".md").write_text(render(parts), encoding="utf-8")
-    return 0 if passed else 1
+    went_well = [keep(name) for name in runs[names[0]]]
+    return 0 if all(went_well) else 1
 
 
 if __name__ == "__main__":

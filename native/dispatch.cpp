@@ -15,6 +15,8 @@ DECLARE(baseline)
 #endif
 #if defined(__x86_64__)
 DECLARE(avx2)
+#endif
+#if defined(UNSPOOL_AVX512)
 DECLARE(avx512)
 extern const Engine engine_avx512bf16_bfloat16, engine_avx512bf16_int8;
 #endif
@@ -27,7 +29,7 @@ struct Candidate {
   bool (*runs)();
 };
 
-#if defined(__x86_64__)
+#if defined(UNSPOOL_AVX512)
 bool runs_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
@@ -36,13 +38,15 @@ bool runs_avx512() {
 
 // Best first.  In float32 AVX512_BF16 and AVX512_VNNI have nothing to add.
 const Candidate candidates[] = {
-#if defined(__x86_64__)
+#if defined(UNSPOOL_AVX512)
     {"avx512bf16",
      {&engine_avx512_float32, &engine_avx512bf16_bfloat16, &engine_avx512bf16_int8},
      [] {
        return runs_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
      }},
     {"avx512", ENGINES(avx512), runs_avx512},
+#endif
+#if defined(__x86_64__)
     {"avx2", ENGINES(avx2), [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
 #if defined(__aarch64__)

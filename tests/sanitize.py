@@ -29,8 +29,13 @@ class Sanitizer(NamedTuple):
     preloaded: tuple[str, ...]
     settings: dict[str, str]
     tests: tuple[str, ...]
-    left_out: tuple[str, ...] = ()
+    left_out: dict[str, str]  # tests, and why
 
+
+NATIVE = "tests/kernels/test_native.py::"
+MEMORY = "that memory is kept, which it is not in this build"
+FORKS = "hundreds of forks beside threads: gcc 12's ASan can leave its own lock held in a child"
+TORCHS = "TSan does not see how libgomp's threads, torch's, wait for one another"
 
 SANITIZERS = {
     "address": Sanitizer(
@@ -43,18 +48,15 @@ SANITIZERS = {
             "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         },
         ("tests/contract", "tests/kernels/test_native.py", "tests/test_stream.py", "tests/verification"),
-        (
-            # That memory is kept, which it is not here.
-            "tests/kernels/test_native.py::test_memory_is_handed_out_again_only_when_it_is_free",
-            # Hundreds of forks beside threads: gcc 12's ASan can leave its own lock held in a child.
-            "tests/kernels/test_native.py::test_torchs_threads_are_shared_and_give_the_bits_of_own_ones",
-            "tests/verification/test_processes.py::test_every_child_of_many_forks_works",
-        ),
+        {
+            f"{NATIVE}test_memory_is_handed_out_again_only_when_it_is_free": MEMORY,
+            f"{NATIVE}test_torchs_threads_are_shared_and_give_the_bits_of_own_ones": FORKS,
+            "tests/verification/test_processes.py::test_every_child_of_many_forks_works": FORKS,
+        },
     ),
     "thread": Sanitizer(
         "thread",
         ("libtsan.so", "libstdc++.so"),
-        # Own threads: TSan does not see how libgomp's, torch's, wait for one another.
         {
             "TSAN_OPTIONS": "die_after_fork=0:halt_on_error=1:second_deadlock_stack=1:report_signal_unsafe=0",
             "UNSPOOL_POOL": "own",
@@ -67,11 +69,11 @@ SANITIZERS = {
             "tests/verification/test_processes.py",
             "tests/test_stream.py",
         ),
-        (
-            "tests/kernels/test_native.py::test_torchs_threads_are_shared_and_give_the_bits_of_own_ones",
-            "tests/kernels/test_native.py::test_a_child_forked_before_the_engine_ran_has_own_threads",
-            "tests/kernels/test_native.py::test_threads_that_share_units_wait_for_nobody_who_is_kept_away[SHARED]",
-        ),
+        {
+            f"{NATIVE}test_torchs_threads_are_shared_and_give_the_bits_of_own_ones": TORCHS,
+            f"{NATIVE}test_a_child_forked_before_the_engine_ran_has_own_threads": TORCHS,
+            f"{NATIVE}test_threads_that_share_units_wait_for_nobody_who_is_kept_away[SHARED]": TORCHS,
+        },
     ),
 }
 
@@ -87,6 +89,7 @@ def build(name: str, sanitizer: Sanitizer) -> Path:
     settings = {
         "build-dir": str(place / "cmake"),
         "cmake.define.UNSPOOL_SANITIZE": sanitizer.flags,
+        "cmake.define.UNSPOOL_AVX512": "ON" if "avx512f" in Path("/proc/cpuinfo").read_text() else "OFF",
         "install.strip": "false",
     }
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
@@ -110,9 +113,13 @@ def run(name: str, chosen: list[str]) -> bool:
     environment |= {"UNSPOOL_SANITIZED": name}
     # TSan needs its own ranges of addresses: without their being drawn at random it has them.
     fixed = ["setarch", platform.machine(), "--addr-no-randomize"] if name == "thread" else []
-    command = [*fixed, str(python), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command = [*fixed, str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["--timeout", "1800", "--durations", "10"]
     command += [f"--deselect={test}" for test in sanitizer.left_out]
     print(f"{sanitizer.flags}: {' '.join(chosen or sanitizer.tests)}", flush=True)
+    if not chosen:
+        for test, why in sanitizer.left_out.items():
+            print(f"left out: {test}: {why}", flush=True)
     return (
         subprocess.run(
             [*command, *(chosen or sanitizer.tests)], cwd=ROOT, env=environment, check=False

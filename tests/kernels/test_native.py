@@ -39,6 +39,10 @@ def as_set(module: ModuleType) -> KernelSet:
     return KernelSet("native", module, True, lambda array: array, lambda array: array)
 
 
+# A sanitizer's checks make everything so much slower.
+PATIENCE = 10 if "UNSPOOL_SANITIZED" in os.environ else 1
+
+
 def in_a_new_process(code: str, *, timeout: float = 60, **environment: str) -> str:
     """What a fresh interpreter prints; it must end well, in time, and without a warning."""
     settings = {
@@ -51,7 +55,7 @@ def in_a_new_process(code: str, *, timeout: float = 60, **environment: str) -> s
         env=settings | environment,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=timeout * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
