@@ -26,7 +26,7 @@ ABOUT = {
     "soak": "What must never differ, overrun or crash, drawn by hypothesis: `tests/verification`.",
     "address": (
         "`tests/sanitize.py address`: the engine built with gcc's ASan and UBSan; the runtimes are preloaded "
-        "into an ordinary Python, leaks are not looked for. A fault ends the run: what passed is clean."
+        "into an ordinary Python, leaks are not looked for. A fault ends the process: what passed is clean."
     ),
     "thread": (
         "`tests/sanitize.py thread`: the engine built with gcc's TSan, on its own threads; Python and torch "
@@ -61,7 +61,7 @@ def _in_words(figures: dict[str, Any]) -> str:
 
 def sanitized(name: str) -> tuple[bool, list[str]]:
     """What a build ran and what was left out, and pytest's closing line."""
-    marks = ("passed", "failed", "FAILED", "error", "ERROR:", "WARNING: ThreadSanitizer", ": tests/")
+    marks = ("passed", "failed", "FAILED", "error", "ERROR:", "WARNING: ThreadSanitizer", "left out")
     return _told([sys.executable, "tests/sanitize.py", name], marks)
 
 

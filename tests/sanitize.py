@@ -5,6 +5,8 @@
                                         the engine's tests and the verification suite
     python tests/sanitize.py thread     races (TSan): what works with threads, forks and many callers
 
+Each file is run in a process of its own, two a core at a time: a fault ends one of them.
+
 Builds in a folder and an environment of its own, build/sanitized-*, which reads the tools from the
 environment that runs this.  Python itself is not instrumented: gcc's runtimes are preloaded, and leaks are
 not looked for, since CPython leaves memory to the system when it ends.  In the build for addresses the
@@ -16,6 +18,7 @@ import platform
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,19 +116,29 @@ def run(name: str, chosen: list[str]) -> bool:
     environment |= {"UNSPOOL_SANITIZED": name}
     # TSan needs its own ranges of addresses: without their being drawn at random it has them.
     fixed = ["setarch", platform.machine(), "--addr-no-randomize"] if name == "thread" else []
-    command = [*fixed, str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["--timeout", "1800", "--durations", "10"]
+    command = [*fixed, str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "1800"]
     command += [f"--deselect={test}" for test in sanitizer.left_out]
-    print(f"{sanitizer.flags}: {' '.join(chosen or sanitizer.tests)}", flush=True)
+    print(sanitizer.flags, flush=True)
     if not chosen:
         for test, why in sanitizer.left_out.items():
             print(f"left out: {test}: {why}", flush=True)
-    return (
-        subprocess.run(
-            [*command, *(chosen or sanitizer.tests)], cwd=ROOT, env=environment, check=False
-        ).returncode
-        == 0
-    )
+
+    def went_well(file: str) -> bool:
+        done = subprocess.run([*command, file], cwd=ROOT, env=environment, capture_output=True, text=True)
+        good = done.returncode == 0
+        if not good:
+            print(done.stdout + done.stderr, flush=True)
+        print(f"{file}: {done.stdout.strip().splitlines()[-1] if good else 'failed'}", flush=True)
+        return good
+
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as side_by_side:
+        return all(list(side_by_side.map(went_well, chosen or files(sanitizer.tests))))
+
+
+def files(places: tuple[str, ...]) -> list[str]:
+    """The test files there."""
+    found = [file for place in places for file in sorted((ROOT / place).rglob("test_*.py")) or [ROOT / place]]
+    return [str(file.relative_to(ROOT)) for file in found]
 
 
 def main(words: list[str]) -> int:
