@@ -18,6 +18,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "engine.h"
 #include "memory.h"
@@ -86,19 +87,21 @@ class SmallCalls {
     sizes_ = {static_cast<Cell>(cell), directions, gates[cell], input, hidden, hidden};
   }
 
-  // x is T·B·I numbers, out T·B·D·H; states hold all layers, of which this is number `level`; `trace` takes
+  // x is T·B·I numbers, out T·B·D·H; states hold all layers, of which this is number `level`; `lengths` is None or B
+  // whole numbers from 0 to T; `trace` takes
   // gates (T, B, D, G, H) and, of an LSTM, cell states, of a GRU recurrent candidates (T, B, D, H).  Returns false, true,
   // or where a trace is kept the packed weights.
   nb::object forward(int64_t T, int64_t B, int64_t level, nb::handle x, nb::handle hidden, nb::handle cell,
-               nb::handle weights, nb::handle out, nb::handle final_hidden, nb::handle final_cell,
+               nb::handle lengths, nb::handle weights, nb::handle out, nb::handle final_hidden, nb::handle final_cell,
                nb::handle trace, int threads) const {
     if (T < 1 || B < 1 || T > kMost || B > kMost / T) return nb::bool_(false);
     const bool lstm = sizes_.cell == Cell::lstm;
     const int64_t D = sizes_.directions, elements = T * B * D * sizes_.hidden;
     Run run{};
     std::array<Look, 8> w;
+    std::vector<int64_t> own_lengths;
     if (threads < 1 || level < 0 || level >= layers_ || !given(T, B, level, x, hidden, cell, run) ||
-        !read(weights, w))
+        !ragged(lengths, own_lengths, run) || !read(weights, w))
       return nb::bool_(false);
     Forward to{};
     float* kept = nullptr;
@@ -120,7 +123,8 @@ class SmallCalls {
 
   // Gradients in the shapes of what was given, `d_weights` a list like `weights`: where biases only add, the
   // second of them is None and the first is that of both.  `packed`, `output` and `trace` are those of forward.
-  bool backward(int64_t T, int64_t B, nb::handle x, nb::handle hidden, nb::handle cell, const PackedWeights& packed,
+  bool backward(int64_t T, int64_t B, nb::handle x, nb::handle hidden, nb::handle cell, nb::handle lengths,
+                const PackedWeights& packed,
                 nb::handle output, nb::handle trace, nb::handle d_output, nb::handle d_final_hidden,
                 nb::handle d_final_cell, nb::handle d_x, nb::handle d_weights, nb::handle d_hidden,
                 nb::handle d_cell, int threads) const {
@@ -129,9 +133,11 @@ class SmallCalls {
     const int64_t D = sizes_.directions, G = sizes_.gates, H = sizes_.hidden;
     const int64_t elements = T * B * D * H, stated = D * B * H;
     Run run{};
+    std::vector<int64_t> own_lengths;
     const Sizes& z = packed.sizes;
     if (threads < 1 || layers_ != 1 || packed.engine != engine_ || z.cell != sizes_.cell || z.directions != D ||
-        z.input != sizes_.input || z.hidden != H || !given(T, B, 0, x, hidden, cell, run))
+        z.input != sizes_.input || z.hidden != H || !given(T, B, 0, x, hidden, cell, run) ||
+        !ragged(lengths, own_lengths, run))
       return false;
     Arriving in{};
     Backward to{};
@@ -187,15 +193,18 @@ class SmallCalls {
 
  private:
   struct Look {
-    float* data = nullptr;
+    char* numbers = nullptr;
+    float* data = nullptr;  // the same, of a float32 tensor
     int64_t count = 0, dims = 0, first = 0, last = 0;
   };
   static constexpr int64_t kMost = int64_t{1} << 24;  // of a size, and of rows times steps: no product overflows
 
   bool extra() const { return sizes_.cell == Cell::lstm || sizes_.cell == Cell::gru; }
 
-  // An ordinary float32 tensor on the CPU, without gaps.
-  bool look(nb::handle object, Look& out) const {
+  static constexpr int kInteger = 0, kFloat = 2;  // DLPack's codes
+
+  // An ordinary tensor on the CPU, of float32 unless something else is asked for, without gaps.
+  bool look(nb::handle object, Look& out, int code = kFloat, int bits = 32) const {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
     if (type != owners_[0].ptr() && type != owners_[1].ptr()) return false;
     nb::dlpack::dltensor t;
@@ -204,7 +213,7 @@ class SmallCalls {
       return false;
     }
     if (t.data == nullptr) return false;  // a tensor of zeros that has no numbers
-    if (t.device.device_type != 1 || t.dtype.code != 2 || t.dtype.bits != 32 || t.dtype.lanes != 1) return false;
+    if (t.device.device_type != 1 || t.dtype.code != code || t.dtype.bits != bits || t.dtype.lanes != 1) return false;
     int64_t count = 1;
     bool dense = true;
     for (int32_t i = t.ndim; i-- > 0;) {
@@ -212,7 +221,8 @@ class SmallCalls {
       count *= t.shape[i];
     }
     if (!dense) return false;
-    out.data = reinterpret_cast<float*>(static_cast<char*>(t.data) + t.byte_offset);
+    out.numbers = static_cast<char*>(t.data) + t.byte_offset;
+    out.data = reinterpret_cast<float*>(out.numbers);
     out.count = count;
     out.dims = t.ndim;
     out.first = t.ndim > 0 ? t.shape[0] : 1;
@@ -249,6 +259,19 @@ class SmallCalls {
     const bool lstm = sizes_.cell == Cell::lstm;
     if (hidden.is_none()) return cell.is_none();
     return state(hidden, B, level, run.hidden) && (lstm ? state(cell, B, level, run.cell) : cell.is_none());
+  }
+
+  // Copies the lengths: what is checked here must be what the engine reads, whoever writes on the caller's meanwhile.
+  bool ragged(nb::handle lengths, std::vector<int64_t>& own, Run& run) const {
+    if (lengths.is_none()) return true;
+    Look seen;
+    if (!look(lengths, seen, kInteger, 64) || seen.dims != 1 || seen.count != run.batch) return false;
+    own.resize(static_cast<size_t>(run.batch));
+    std::memcpy(own.data(), seen.numbers, own.size() * sizeof(int64_t));
+    for (const int64_t length : own)
+      if (length < 0 || length > run.time) return false;
+    run.lengths = own.data();
+    return true;
   }
 
   bool read(nb::handle weights, std::array<Look, 8>& w) const {

@@ -40,11 +40,11 @@ def flat(results: Any) -> list[Tensor]:
     return [results] if isinstance(results, Tensor) else [t for part in results for t in flat(part)]
 
 
-def goes_short(layer: Any, *given: Any) -> bool:
+def goes_short(layer: Any, *given: Any, **named: Any) -> bool:
     """Whether a call takes the short way: the general one is not asked."""
     with patch.object(layer, "_run", side_effect=AssertionError):
         try:
-            layer(*given)
+            layer(*given, **named)
         except AssertionError:
             return False
     return True
@@ -88,6 +88,60 @@ def test_bits_are_those_of_the_general_way(
         found.append(torch.autograd.grad(loss, [*leaves, *one.parameters()]))
     for ours, theirs in zip(*found, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", MAKERS)
+def test_ragged_batches_have_the_bits_of_the_general_way(cell: str, layers: int, bidirectional: bool) -> None:
+    layer = MAKERS[cell](5, 9, num_layers=layers, bidirectional=bidirectional)
+    lengths, rows = torch.tensor([2, 6, 0, 3]), layers * (2 if bidirectional else 1)
+    x, hx = torch.randn(6, 4, 5), states(cell, rows, 4, 9)
+    past = torch.arange(6)[:, None] >= lengths
+    x = x.masked_fill(past[..., None], torch.nan).requires_grad_()
+    with torch.no_grad():
+        assert goes_short(layer, x, hx, lengths=lengths)
+    assert goes_short(layer, x, hx, lengths=lengths) == (layers == 1)
+    found = []
+    for one in (layer, general(layer)):
+        with torch.no_grad():
+            quiet = flat(one(x, hx, lengths=lengths))
+        results = flat(one(x, hx, lengths=lengths))
+        leaves = [x, *flat(hx), *one.parameters()]
+        loss = sum((part * part).sum() for part in results)
+        found.append([*quiet, *results, *torch.autograd.grad(loss, leaves)])  # type: ignore[arg-type]
+        assert not found[-1][0][past].any()
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [2, 1],
+        torch.tensor([2, 1], dtype=torch.int32),
+        torch.tensor([3, 1]),
+        torch.tensor([2, -1]),
+        torch.tensor([2.0, 1.0]),
+        torch.tensor([2, 1, 1]),
+        torch.tensor([[2, 1]]),
+        torch.tensor([2, 5, 1, 5])[::2],
+        torch.tensor(2),
+    ],
+    ids=["list", "int32", "past the end", "negative", "float", "too many", "2-D", "gaps", "one"],
+)
+def test_lengths_of_another_form_go_the_general_way(lengths: Any) -> None:
+    layer, x = nn.LSTM(3, 4), torch.randn(2, 2, 3)
+    assert not goes_short(layer, x, lengths=lengths)
+
+    def answer(one: Any) -> str:
+        try:
+            return str(one(x, lengths=lengths)[0].tolist())
+        except (RuntimeError, ValueError) as refused:
+            return f"{type(refused)}: {refused}"
+
+    assert answer(layer) == answer(general(layer))
 
 
 @pytest.mark.parametrize("name", ["RNNCell", "LSTMCell", "GRUCell"])
@@ -167,6 +221,11 @@ def test_what_was_changed_in_place_is_seen_by_autograd() -> None:
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
     layer.zero_grad()
+    lengths = torch.tensor([1])
+    output, _ = layer(x, lengths=lengths)
+    lengths.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
     output, _ = layer(x)
     output.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -182,18 +241,21 @@ def test_the_two_biases_have_gradients_of_their_own() -> None:
 
 @pytest.mark.parametrize("cell", MAKERS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_derivatives_of_derivatives_and_mapped_gradients(cell: str, bias: bool) -> None:
+@pytest.mark.parametrize("lengths", [None, torch.tensor([1, 2, 0])])
+def test_derivatives_of_derivatives_and_mapped_gradients(
+    cell: str, bias: bool, lengths: Tensor | None
+) -> None:
     layer = MAKERS[cell](3, 4, bidirectional=True, bias=bias)
     other, x = general(layer), torch.randn(2, 3, 3, requires_grad=True)
     hx = states(cell, 2, 3, 4)
-    assert goes_short(layer, x, hx)
+    assert goes_short(layer, x, hx, lengths=lengths)
     found = []
     for one in (layer, other):
-        results = flat(one(x, hx))
+        results = flat(one(x, hx, lengths=lengths))
         leaves = [x, *flat(hx), *one.parameters()]
         first = torch.autograd.grad(sum((r**2).sum() for r in results), leaves, create_graph=True)
         second = torch.autograd.grad(sum((d**2).sum() for d in first), leaves)
-        output = one(x, hx)[0].sum((0, 2))
+        output = one(x, hx, lengths=lengths)[0].sum((0, 2))
         mapped = torch.autograd.grad(output, leaves, torch.eye(3), is_grads_batched=True)
         found.append([*first, *second, *mapped])
     for ours, theirs in zip(*found, strict=True):
@@ -239,7 +301,7 @@ def test_what_lies_with_gaps_goes_the_short_way_all_the_same(cell: str, how: str
         torch.randn(2, 1, 3)._neg_view(),
         torch.randn(2, 0, 3),
         torch.randn(0, 2, 3),
-        torch.randn(8192, 9, 3),
+        torch.randn(8192, 33, 3),
     ],
     ids=["negated", "no rows", "no steps", "large"],
 )
@@ -292,7 +354,7 @@ def test_the_engine_itself_writes_nothing_where_sizes_do_not_fit() -> None:
     w = (torch.randn(16, 3), torch.randn(16, 4), torch.randn(16), torch.randn(16))
     sound: dict[str, Any] = {
         "sizes": (2, 1, 0),
-        "x": torch.randn(2, 1, 3), "h": torch.randn(1, 1, 4), "c": torch.randn(1, 1, 4), "w": w,
+        "x": torch.randn(2, 1, 3), "h": torch.randn(1, 1, 4), "c": torch.randn(1, 1, 4), "n": None, "w": w,
         "out": torch.zeros(2, 1, 4), "fh": torch.zeros(1, 1, 4), "fc": torch.zeros(1, 1, 4),
         "trace": torch.zeros(40), "threads": 1,
     }  # fmt: skip
@@ -309,6 +371,7 @@ def test_the_engine_itself_writes_nothing_where_sizes_do_not_fit() -> None:
         "x": [None, 3, torch.randn(2, 1, 4), torch.randn(2, 1, 3).double(), torch.randn(2, 1, 3).numpy()],
         "h": [None, torch.randn(1, 1, 5), torch.randn(4), torch.randn(2, 1, 4)][:2],
         "c": [None, torch.randn(1, 2, 4), torch.randn(1, 1, 4, device="meta")],
+        "n": [3, [2], torch.tensor([3]), torch.tensor([-1]), torch.tensor([2, 2]), torch.tensor([2.0])],
         "w": [w[:3], list(w), (*w[:3], None), (w[0].T, *w[1:]), (w[1], *w[1:]), (*w[:3], torch.randn(15))],
         "out": [None, torch.zeros(3, 1, 4), torch.zeros(2, 1, 4, dtype=torch.int32)],
         "fh": [None, torch.zeros(1, 1, 3)],
@@ -328,7 +391,7 @@ def test_the_engine_takes_no_weights_that_another_layer_has_packed() -> None:
         weights = tuple(layer.parameters())
         results = (torch.zeros(2, 1, h), torch.zeros(1, 1, h), torch.zeros(1, 1, h), torch.zeros(2 * 5 * h))
         x = torch.randn(2, 1, 3)
-        packed = layer._small[0].native.forward(2, 1, 0, x, None, None, weights, *results, 1)
+        packed = layer._small[0].native.forward(2, 1, 0, x, None, None, None, weights, *results, 1)
         gradients = (*(torch.zeros_like(w) for w in weights[:3]), None)
         return packed, x, results, torch.zeros(2, 1, 3), gradients
 
@@ -336,7 +399,7 @@ def test_the_engine_takes_no_weights_that_another_layer_has_packed() -> None:
     packed, x, (output, _, _, trace), d_x, gradients = room(layer)
     for given, fits in ((packed, True), (room(wider)[0], False)):
         arguments = (output, trace, torch.ones_like(output), None, None, d_x, gradients, None, None, 1)
-        assert layer._small[0].native.backward(2, 1, x, None, None, given, *arguments) == fits
+        assert layer._small[0].native.backward(2, 1, x, None, None, None, given, *arguments) == fits
 
 
 def test_zeros_without_numbers_are_refused_as_in_the_general_way() -> None:

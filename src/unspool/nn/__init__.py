@@ -105,8 +105,8 @@ class RNN(Recurrent):
         recurrent_mask: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layers; see `LSTM.forward`.  The state is one tensor, h."""
-        if lengths is None and resets is None and recurrent_mask is None:
-            small = self._small_call(input, hx, None)
+        if resets is None and recurrent_mask is None:
+            small = self._small_call(input, hx, None, lengths)
             if small is not None:
                 return small[:2]
         output, (hidden,) = self._run(input, None if hx is None else (hx,), lengths, resets, recurrent_mask)
@@ -229,8 +229,9 @@ class LSTM(Recurrent):
             ValueError, RuntimeError, TypeError: as torch.nn raises them, when something does not fit.
         """
         check_pair(hx)
-        if lengths is None and resets is None and recurrent_mask is None:
-            small = self._small_call(input, *(hx or (None, None)))
+        if resets is None and recurrent_mask is None:
+            before = hx or (None, None)
+            small = self._small_call(input, before[0], before[1], lengths)
             if small is not None:
                 return small[0], small[1:]  # type: ignore[return-value]
         output, (hidden, cell) = self._run(
@@ -307,8 +308,8 @@ class GRU(Recurrent):
         recurrent_mask: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layers; see `LSTM.forward`.  The state is one tensor, h."""
-        if lengths is None and resets is None and recurrent_mask is None:
-            small = self._small_call(input, hx, None)
+        if resets is None and recurrent_mask is None:
+            small = self._small_call(input, hx, None, lengths)
             if small is not None:
                 return small[:2]
         output, (hidden,) = self._run(input, None if hx is None else (hx,), lengths, resets, recurrent_mask)

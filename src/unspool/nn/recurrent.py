@@ -267,7 +267,9 @@ class Recurrent(nn.Module):
             for suffix in self._suffixes(k)
         )
 
-    def _small_call(self, x: Any, hidden: Any, cell: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    def _small_call(
+        self, x: Any, hidden: Any, cell: Any, lengths: Any
+    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """Run a plain call of few rows and steps the short way (`ops.small`); None: not such a call."""
         if (
             not self._small
@@ -298,7 +300,7 @@ class Recurrent(nn.Module):
             output_shape, stated = (time, width), (states, units)
         else:
             return None
-        return ops.small_call(self, (time, batch), (output_shape, stated), x, hidden, cell)
+        return ops.small_call(self, (time, batch), (output_shape, stated), x, hidden, cell, lengths)
 
     def _run(
         self,

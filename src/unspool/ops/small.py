@@ -1,4 +1,4 @@
-"""Small plain calls, straight from tensors to the engine: an agent's step, a sequence of few rows.
+"""Small plain calls, straight from tensors to the engine: an agent's step, a few rows, a batch of words.
 
 The general way brings every option to one form and costs some hundred microseconds, two hundred with
 gradients.  `Small` runs calls that may be shorter than that, with the bits of the general way, and answers
@@ -22,7 +22,7 @@ from unspool.kernels.contract import Cell, Trace, Weights
 from unspool.ops import batching, operators
 from unspool.ops.arguments import PLAIN, Layer, Run, flat_weights, is_ordinary
 
-MOST = 2**20  # gates of a call; above it a short way gains nothing that can be measured
+MOST = 2**22  # gates of a call; above it a short way gains nothing that can be measured
 LARGE = 2**14  # numbers of a tensor that gets memory which the engine keeps between calls, mapped already
 
 
@@ -100,6 +100,7 @@ def small_call(
     x: Tensor,
     hidden: Any,
     cell: Any,
+    lengths: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Run a module whose input may be a small call's; None: it is none after all.
 
@@ -109,6 +110,7 @@ def small_call(
         shapes: of the output and of a state, as the module's caller wants them.
         x: the input, of T·B·I numbers.
         hidden, cell: the state of all layers, or None for zeros.
+        lengths: (B,) int64, or None for all T; in every other form they go the general way.
 
     Returns:
         The output, the final hidden state and an LSTM's final cell state.
@@ -119,6 +121,8 @@ def small_call(
         return None
     dims = x.dim()
     if not ((hidden is None or _may_be_state(hidden, dims)) and (cell is None or _may_be_state(cell, dims))):
+        return None
+    if lengths is not None and type(lengths) is not Tensor:
         return None
     # A step cut out of a batch: a copy of what enters is nothing beside the general way.
     x = x.contiguous()
@@ -134,14 +138,14 @@ def small_call(
     if torch.is_grad_enabled() and _wants_gradient(x, hidden, cell, *itertools.chain(*of_layers)):
         if len(calls) > 1:
             return None
-        return _differentiable(small, sizes, shapes, x, (hidden, cell), of_layers[0])
+        return _differentiable(small, sizes, shapes, x, (hidden, cell), lengths, of_layers[0])
     final = x.new_empty(*shapes[1])
     final_cell = x.new_empty(*shapes[1]) if small.has_cell_state else None
     threads = small.threads()
     for level, weights in enumerate(of_layers):
         output = small.room(x, shapes[0])
         if not calls[level].native.forward(
-            time, batch, level, x, hidden, cell, weights, output, final, final_cell, None, threads
+            time, batch, level, x, hidden, cell, lengths, weights, output, final, final_cell, None, threads
         ):
             return None
         x = output
@@ -198,6 +202,7 @@ def _differentiable(
     shapes: tuple[tuple[int, ...], tuple[int, ...]],
     x: Tensor,
     state: Sequence[Tensor | None],
+    lengths: Tensor | None,
     weights: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Run a module of one layer and keep what its gradient needs; None: not a small call."""
@@ -209,15 +214,15 @@ def _differentiable(
         output, hidden = small.room(x, shapes[0]), x.new_empty(*shapes[1])
         cell = x.new_empty(*shapes[1]) if small.has_cell_state else None
     packed = small.native.forward(
-        time, batch, 0, x, state[0], state[1], weights, output, hidden, cell, kept, small.threads()
+        time, batch, 0, x, *state, lengths, weights, output, hidden, cell, kept, small.threads()
     )
     if not packed:
         return None
     results = (output, hidden, cell)
-    return _Small.apply(small, packed, sizes, results, kept, x, *state, *weights)  # type: ignore[no-any-return, no-untyped-call]
+    return _Small.apply(small, packed, sizes, results, kept, lengths, x, *state, *weights)  # type: ignore[no-any-return, no-untyped-call]
 
 
-_NOT_TENSORS = (None,) * 5  # in the place of their gradients
+_NOT_GIVEN = (None,) * 6  # in the place of gradients of what has none
 
 
 class _Small(torch.autograd.Function):
@@ -225,17 +230,24 @@ class _Small(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, small: Small, packed: Any, sizes: Any, results: Any, kept: Tensor, *given: Tensor | None
+        ctx: Any,
+        small: Small,
+        packed: Any,
+        sizes: Any,
+        results: Any,
+        kept: Tensor,
+        lengths: Tensor | None,
+        *given: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         ctx.small, ctx.packed, ctx.sizes = small, packed, sizes
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*given, results[0], kept)
+        ctx.save_for_backward(*given, lengths, results[0], kept)
         return results  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
         small, (time, batch) = ctx.small, ctx.sizes
-        x, hidden, cell, *weights, output, kept = saved = ctx.saved_tensors
+        x, hidden, cell, *weights, lengths, output, kept = saved = ctx.saved_tensors
         if not (
             torch.is_grad_enabled()
             or batching.is_in_old_vmap(arriving)
@@ -251,19 +263,19 @@ class _Small(torch.autograd.Function):
             dense = [None if d is None else d.resolve_neg().contiguous() for d in arriving]
             dense += [None] * (3 - len(dense))
             if small.native.backward(
-                time, batch, x, hidden, cell, ctx.packed, output, kept, *dense,
+                time, batch, x, hidden, cell, lengths, ctx.packed, output, kept, *dense,
                 d_x, d_weights, d_hidden, d_cell, small.threads(),
             ):  # fmt: skip
                 both = (d_weights[i - 1] if d is None else d for i, d in enumerate(d_weights))
-                return *_NOT_TENSORS, d_x, d_hidden, d_cell, *both
-        return *_NOT_TENSORS, *_by_the_operator(small, time, batch, arriving, saved)
+                return *_NOT_GIVEN, d_x, d_hidden, d_cell, *both
+        return *_NOT_GIVEN, *_by_the_operator(small, time, batch, arriving, saved)
 
 
 def _by_the_operator(
     small: Small, time: int, batch: int, arriving: Sequence[Tensor | None], saved: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """The gradient as autograd's operator, which can be mapped and differentiated again."""
-    x, hidden, cell, *weights, output, kept = saved
+    x, hidden, cell, *weights, lengths, output, kept = saved
     assert x is not None
     assert output is not None
     assert kept is not None
@@ -285,7 +297,7 @@ def _by_the_operator(
     )
     states = (None if part is None else part.reshape(stated) for part in (hidden, cell))
     given = (x.reshape(time, batch, x.size(-1)), *states, None, None, *flat_weights(as_kernels))
-    it = Layer(Run(small.cell, "native"), given)
+    it = Layer(Run(small.cell, "native", lengths), given)
     d_output, *d_final = (*arriving, None)[:3]
     laid_out = (
         None if d_output is None else d_output.reshape(*across, units),
