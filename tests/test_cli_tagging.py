@@ -126,3 +126,30 @@ def test_a_record_without_what_the_run_was_measured_on_is_refused(run: Path, tmp
     done = unspooled("eval", tmp_path / "best")
     assert done.returncode == 2
     assert "is not the record of a run.\n  Received: KeyError('skip_bad')" in done.stderr
+
+
+def test_other_columns_are_read_from_stdin_and_texts_and_missed_by_name(tmp_path: Path) -> None:
+    (tmp_path / "train.conllu").write_text("".join(SENTENCE.format(n=n) for n in range(40)))
+    own = ["--train", tmp_path / "train.conllu", "--column", "deprel", "--features", "upos,lemma"]
+    lemmas = SENTENCE.replace("the\t_", "the\tthe").replace("cat\t_", "cat\tcat")
+    (tmp_path / "train.conllu").write_text("".join(lemmas.format(n=n) for n in range(40)))
+    quick = ["--epochs", "3", "--learning-rate", "0.02", "--warmup-steps", "0", "--quiet"]
+    done = unspooled("train", "tagging", *own, *SMALL, *quick, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    model = tmp_path / "run" / "best"
+    assert "column upos and column lemma" in (model / "README.md").read_text()
+    plain = lemmas.replace("det", "_").replace("root", "_")
+    assert unspooled("predict", model, stdin=plain).stdout == lemmas
+    done = unspooled("predict", model, "the/DET/the cat/NOUN/cat")
+    assert done.stdout == "the\tDET\tthe\tdet\ncat\tNOUN\tcat\troot\n\n"
+    assert json.loads(unspooled("eval", model, "--json").stdout)["value"] == 1.0
+    found = json.loads(unspooled("inspect", model, "the/DET/the cat/NOUN/cat", "--json").stdout)
+    assert (found["words"], found["labels"]) == (["the", "cat"], ["det", "root"])
+    for verb in ("predict", "inspect"):
+        done = unspooled(verb, model, "the cat")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "column upos and column lemma is read too, and 'the' has none" in done.stderr
+        assert "Fix: write the word as the/UPOS/LEMMA" in done.stderr
+    done = unspooled("predict", model, stdin=SENTENCE)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "stdin:2: there is nothing in column lemma" in done.stderr

@@ -599,7 +599,7 @@ def read_config(
 def read_model(
     folder: str | os.PathLike[str],
     describe: Callable[[Mapping[str, Any]], D],
-    tables: Sequence[str],
+    tables: Sequence[str] | Callable[[D], Sequence[str]],
     build: Callable[[D, list[Vocabulary], Mapping[str, NDArray[Any]]], M],
     *,
     check: Callable[[D], None] | None = None,
@@ -609,7 +609,7 @@ def read_model(
     Args:
         folder: such as RUN/best.
         describe: makes the network's description of what config.json holds, or refuses with a ConfigError.
-        tables: the names of the folder's vocabularies.
+        tables: the names of the folder's vocabularies, or what tells them from the description.
         build: makes the model of its description, vocabularies and tensors; an InputError means that the
             folder does not hold what it describes.
         check: refuses, by an InputError that goes to the caller as it is, what was asked of such a network.
@@ -618,9 +618,10 @@ def read_model(
         ModelFileError: the folder is absent, incomplete, damaged, of another format version or task.
     """
     parts = files.read_folder(folder)
-    where = {name: str(Path(folder) / name) for name in (*parts, CONFIG, files.WEIGHTS, *tables)}
+    where = {name: str(Path(folder) / name) for name in (*parts, CONFIG, files.WEIGHTS)}
     description, digests = read_config(files.part(parts, CONFIG, folder), where[CONFIG], describe)
-    vocabularies = [Vocabulary.from_bytes(files.part(parts, name, folder), where[name]) for name in tables]
+    names = tables(description) if callable(tables) else tables
+    vocabularies = [Vocabulary.from_bytes(files.part(parts, name, folder), where[name]) for name in names]
     tensors = files.unpack(files.part(parts, files.WEIGHTS, folder), where[files.WEIGHTS], digests)
     if check is not None:
         check(description)
@@ -628,7 +629,7 @@ def read_model(
         return build(description, vocabularies, tensors)
     except InputError as error:
         raise ModelFileError(
-            f"{where[files.WEIGHTS]} does not hold the network that {CONFIG} and {' and '.join(tables)} "
+            f"{where[files.WEIGHTS]} does not hold the network that {CONFIG} and {' and '.join(names)} "
             f"describe.\n"
             f"  Received: {error}\n"
             f"  Fix: copy the folder again from where it was written, or train again."

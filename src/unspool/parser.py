@@ -152,7 +152,9 @@ class Parser:
             folder,
             Description.from_config,
             (serving.VOCABULARY, reading.LETTERS, reading.VECTORS),
-            lambda description, tables, tensors: cls(description, Tables(*tables), tensors, kernels=kernels),
+            lambda description, tables, tensors: cls(
+                description, Tables.of(tables), tensors, kernels=kernels
+            ),
         )
 
     def __repr__(self) -> str:

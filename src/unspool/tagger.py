@@ -2,12 +2,13 @@
 
     word ─┬─ word embedding ──────────────────────────┐
           ├─ pretrained vector ───────────────────────┤
+          ├─ embeddings of its other columns ─────────┤
           └─ letters → layer in both directions, ends ┴→ layers → emissions → CRF → labels
 
 The folder is that of `model`, with `letters.json` and `vectors.json` (the words that have a pretrained
-vector) beside `vocab.json`.  Knows no training and no file of
-sentences; labels that mark spans are decoded as BIOES, in which no label can break its span, and handed
-out in the scheme of the training file.
+vector) beside `vocab.json`, and where other columns of a word are read, `features.json`.  Knows no training
+and no file of sentences; labels that mark spans are decoded as BIOES, in which no label can break its span,
+and handed out in the scheme of the training file.
 
     T steps (words)   B sentences   N different words   S letters of a word   K labels   H hidden size
 """
@@ -28,7 +29,7 @@ from unspool.errors import ConfigError, InputError
 from unspool.kernels import choose, load
 from unspool.kernels.contract import Cell, Kernels, Trace
 from unspool.model import Floats, Ints
-from unspool.sentences import Encoded, Tables
+from unspool.sentences import Encoded, Tables, Word
 
 TASK = "tagging"
 SCHEMES = ("none", "iob1", "iob2", "bioes")
@@ -56,6 +57,9 @@ class Description(serving.Described):
     letter_hidden_size: int
     hidden_size: int
     num_layers: int
+    # Other columns that are read of each word: CoNLL-U's by name, others by place, "2" the second.
+    features: tuple[str, ...] = ()
+    feature_size: int = 0  # numbers for what stands in each of them
 
     def __post_init__(self) -> None:
         reading.check_sizes(self)
@@ -65,6 +69,12 @@ class Description(serving.Described):
             raise ConfigError(
                 f"labels should be different names, one or more.\n  Received: {list(self.labels)!r:.200}."
             )
+        named = all(map(serving.printable, self.features)) and len(set(self.features)) == len(self.features)
+        if not named or bool(self.features) != bool(self.feature_size):
+            raise ConfigError(
+                f"features should be different names, and feature_size 1 or more where there are any.\n"
+                f"  Received: {list(self.features)!r:.200}, feature_size {self.feature_size}."
+            )
 
 
 class Tagger:
@@ -73,6 +83,9 @@ class Tagger:
         tagger = unspool.Tagger.load("runs/tags/best")
         tagger.predict([["Time", "flies", "."]])
         # [["NOUN", "VERB", "PUNCT"]]
+
+    Where it reads other columns of a word too (`description.features`), a word is a tuple: the word, and what
+    stands in each of them.
 
     Weights are packed once, on loading.  A tagger holds no state between calls, so several threads may
     share one; a sentence's labels do not depend on what is tagged with it.
@@ -98,6 +111,7 @@ class Tagger:
             InputError: a tensor is absent, too many, of another shape or dtype.
         """
         d = description
+        tables = tables._replace(columns=d.features)
         serving.check_tensors(shapes(d, tables), tensors)
         self.description = description
         self.tables = tables
@@ -122,8 +136,10 @@ class Tagger:
         return serving.read_model(
             folder,
             Description.from_config,
-            (serving.VOCABULARY, reading.LETTERS, reading.VECTORS),
-            lambda description, tables, tensors: cls(description, Tables(*tables), tensors, kernels=kernels),
+            table_names,
+            lambda description, tables, tensors: cls(
+                description, Tables.of(tables), tensors, kernels=kernels
+            ),
         )
 
     def __repr__(self) -> str:
@@ -136,11 +152,19 @@ class Tagger:
             f"kernels={self.kernels.describe()})"
         )
 
-    def encode(self, sentences: Sequence[Sequence[str]]) -> Encoded:
+    def cut(self, text: str) -> list[Word]:
+        """Cut a text into words at its blanks; with other columns, of words such as Time/NN.
+
+        Raises:
+            InputError: a word has no value of a column that is read.
+        """
+        return reading.cut(text, self.description.features)
+
+    def encode(self, sentences: Sequence[Sequence[Word]]) -> Encoded:
         """Turn sentences into padded numbers.
 
         Raises:
-            InputError: not a list of lists of words.
+            InputError: not a list of lists of words, or a word without what stands in a column that is read.
         """
         return reading.encode(sentences, self.tables)
 
@@ -172,22 +196,23 @@ class Tagger:
         """The best labels by number, (T, B): of spans only what their scheme allows."""
         return crf.viterbi(emissions, lengths, self._decoded)[0]
 
-    def predict(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 128) -> list[list[str]]:
+    def predict(self, sentences: Sequence[Sequence[Word]], *, batch_size: int = 128) -> list[list[str]]:
         """Label the words of sentences.
 
         Args:
-            sentences: lists of words.
+            sentences: lists of words; with other columns, of tuples of a word and what stands in them.
             batch_size: how many run together; no answer depends on it.
 
         Returns:
             One list of labels a sentence, in the order given.
 
         Raises:
-            InputError: not a list of lists of words, or a batch_size below 1.
+            InputError: not a list of lists of words, a word without what stands in a column that is read,
+                or a batch_size below 1.
         """
         if batch_size < 1:
             raise InputError(f"batch_size should be 1 or more.\n  Received: {batch_size}.")
-        reading.check(sentences)
+        reading.check(sentences, self.description.features)
         answers: list[list[str]] = [[] for _ in sentences]
         order = np.argsort([-len(sentence) for sentence in sentences], kind="stable")
         for at in range(0, len(order), batch_size):
@@ -229,11 +254,17 @@ def constrained(chain: crf.Chain, labels: Sequence[str], outside: float = 0.0) -
     return crf.Chain(transitions, start, end)
 
 
+def table_names(description: Description) -> tuple[str, ...]:
+    """The files of a model folder that hold its tables."""
+    names = (serving.VOCABULARY, reading.LETTERS, reading.VECTORS)
+    return (*names, reading.FEATURES) if description.features else names
+
+
 def shapes(description: Description, tables: Tables) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter, by torch's key."""
     d, labels = description, len(description.labels)
     return {
-        **reading.shapes(d, tables, d.shape_size),
+        **reading.shapes(d, tables, d.shape_size, d.feature_size),
         "emissions.weight": (labels, 2 * d.hidden_size),
         "emissions.bias": (labels,),
         "transitions": (labels, labels),

@@ -20,6 +20,9 @@ Format = Literal["conllu", "columns"]
 
 # The columns of CoNLL-U, in order.
 COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+PLACE = re.compile(r"[2-9]|[1-9][0-9]{1,3}")  # of a column that is read beside the first, the word
+# Where _ says that there is none; elsewhere it says that nothing has been filled in.
+_MAY_BE_NONE = ("feats", "deps", "misc")
 _WORD_ID = re.compile(r"[1-9][0-9]*")
 _OTHER_ID = re.compile(r"[1-9][0-9]*-[1-9][0-9]*|[0-9]+\.[1-9][0-9]*")  # multiword token; empty node
 _LONGEST_LINE = 1_000_000
@@ -34,6 +37,14 @@ class Sentence(NamedTuple):
     lines: tuple[str, ...]  # as read, without their ends; the blank line after them is not among them
     places: tuple[int, ...]  # where in `lines` each word stands
     number: int  # of the first line in its file, from 1
+    columns: tuple[tuple[str, ...], ...] = ()  # what stands in the other columns asked for, of each word
+
+    @property
+    def given(self) -> Sequence[str | tuple[str, ...]]:
+        """What a tagger reads: words, or with other columns, tuples of a word and what stands in them."""
+        if not self.columns:
+            return self.words
+        return [(word, *values) for word, values in zip(self.words, self.columns, strict=True)]
 
 
 def format_of(path: str | os.PathLike[str]) -> Format:
@@ -45,6 +56,7 @@ def read(
     path: str | os.PathLike[str],
     *,
     column: str = "upos",
+    features: Sequence[str] = (),
     labelled: bool = True,
     on_bad: Callable[[DataError], None] | None = None,
 ) -> list[Sentence]:
@@ -54,6 +66,7 @@ def read(
         path: a file of CoNLL-U (.conllu) or of columns (any other name), with .gz, .bz2 or .xz after it
             if it is compressed.
         column: which column of CoNLL-U holds the labels: upos, xpos, feats, deprel, ….  Columns: the last.
+        features: other columns to be read: of CoNLL-U by name, of columns by place, "2" the second.
         labelled: whether labels are read; without, columns may be one alone.
         on_bad: is given what is wrong with a sentence, which is then left out.  None: the first raises.
 
@@ -62,7 +75,15 @@ def read(
     """
     with open_bytes(Path(path)) as file:
         found = list(
-            sentences(file, str(path), format_of(path), column=column, labelled=labelled, on_bad=on_bad)
+            sentences(
+                file,
+                str(path),
+                format_of(path),
+                column=column,
+                features=features,
+                labelled=labelled,
+                on_bad=on_bad,
+            )
         )
     if not found:
         raise DataError(f"{path}: there is no sentence in it.\n  Fix: give it at least one line with a word.")
@@ -75,6 +96,7 @@ def sentences(
     format: Format,
     *,
     column: str = "upos",
+    features: Sequence[str] = (),
     labelled: bool = True,
     on_bad: Callable[[DataError], None] | None = None,
 ) -> Iterator[Sentence]:
@@ -83,7 +105,7 @@ def sentences(
     Args:
         lines: bytes that end at LF or CRLF.
         where: what to call them in messages.
-        format, column, labelled, on_bad: as for `read`, the format given.
+        format, column, features, labelled, on_bad: as for `read`, the format given.
 
     Yields:
         Sentences; lines in which no word stands, such as comments alone, are one only where no labels are
@@ -92,8 +114,16 @@ def sentences(
     Raises:
         DataError: a sentence is not what it should be.
     """
-    if format == "conllu" and column not in COLUMNS:
-        raise DataError(f"CoNLL-U has no column {column!r:.40}.\n  Fix: use one of {', '.join(COLUMNS[2:])}.")
+    for name in (column, *features) if format == "conllu" else ():
+        if name not in COLUMNS:
+            raise DataError(
+                f"CoNLL-U has no column {name!r:.40}.\n  Fix: use one of {', '.join(COLUMNS[2:])}."
+            )
+    if format == "columns" and not all(map(PLACE.fullmatch, features)):
+        raise DataError(
+            f"{where}: its columns are named by their place.\n"
+            f"  Received: {', '.join(features):.100}.\n  Fix: 2 for the second."
+        )
     block: list[str] = []
     first, bad = 1, False
     number = 0
@@ -103,7 +133,7 @@ def sentences(
         if bad or not block:
             return
         try:
-            sentence = _parse(block, where, first, format, column if labelled else None)
+            sentence = _parse(block, where, first, format, column if labelled else None, features)
         except DataError as error:
             if on_bad is None:
                 raise
@@ -172,10 +202,18 @@ def _text(raw: bytes, where: str, number: int) -> str:
         ) from None
 
 
-def _parse(block: Sequence[str], where: str, first: int, format: Format, column: str | None) -> Sentence:
+def _parse(
+    block: Sequence[str],
+    where: str,
+    first: int,
+    format: Format,
+    column: str | None,
+    features: Sequence[str],
+) -> Sentence:
     words: list[str] = []
     labels: list[str] = []
     places: list[int] = []
+    columns: list[tuple[str, ...]] = []
     for place, line in enumerate(block):
         number = first + place
         if format == "conllu":
@@ -183,6 +221,7 @@ def _parse(block: Sequence[str], where: str, first: int, format: Format, column:
             if fields is None:
                 continue
             word, label = fields[1], None if column is None else fields[COLUMNS.index(column)]
+            values = [_filled(fields, name) for name in features]
         else:
             fields = line.split("\t") if "\t" in line.strip(_SPACES) else re.split(" +", line.strip(_SPACES))
             if fields[0] == "-DOCSTART-":
@@ -190,15 +229,30 @@ def _parse(block: Sequence[str], where: str, first: int, format: Format, column:
             if column is not None and len(fields) < 2:
                 raise _bad(where, number, "there is no label", line, "give the line a word and a label")
             word, label = fields[0], None if column is None else fields[-1]
+            # The label must not be read as an input.
+            values = (fields if column is None else fields[:-1])[1:]
+            values = [values[int(name) - 2] if int(name) - 2 < len(values) else "" for name in features]
         if not word.strip():
             raise _bad(where, number, "the word is empty", line, "give the line a word, or remove it")
         if label is not None:
             if not label.strip():
                 raise _bad(where, number, "the label is empty", line, "give the line a label")
             labels.append(label)
+        for name, value in zip(features, values, strict=True):
+            if not value.strip():
+                what = f"there is nothing in column {name}"
+                what += " before the label" if format == "columns" and column is not None else ""
+                raise _bad(where, number, what, line, "fill it: it is read beside the word")
         words.append(word)
         places.append(place)
-    return Sentence(tuple(words), tuple(labels), tuple(block), tuple(places), first)
+        columns += [tuple(values)] if features else []
+    return Sentence(tuple(words), tuple(labels), tuple(block), tuple(places), first, tuple(columns))
+
+
+def _filled(fields: Sequence[str], name: str) -> str:
+    """What stands in a column of CoNLL-U; "" where it says that nothing does."""
+    value = fields[COLUMNS.index(name)]
+    return "" if value == "_" != fields[1] and name not in _MAY_BE_NONE else value
 
 
 def _conllu(line: str, where: str, number: int, expected: int) -> list[str] | None:

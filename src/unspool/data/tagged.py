@@ -30,17 +30,23 @@ class Benchmark(NamedTuple):
 
     format: Format
     sources: tuple[str, ...]
-    parts: Callable[[list[Path], str], Parts]
+    parts: Callable[[list[Path], str, Sequence[str]], Parts]
 
 
 def read(
-    path: str | os.PathLike[str], *, column: str = "upos", skip_bad: bool = False, quiet: bool = False
+    path: str | os.PathLike[str],
+    *,
+    column: str = "upos",
+    features: Sequence[str] = (),
+    skip_bad: bool = False,
+    quiet: bool = False,
 ) -> list[Sentence]:
     """Read a file of labelled sentences.
 
     Args:
         path: CoNLL-U (.conllu) or columns, possibly compressed.
         column: which column of CoNLL-U holds the labels.
+        features: other columns to be read, as for `conll.read`.
         skip_bad: leave sentences out that are not what they should be, and say how many on stderr.
         quiet: do not say it.
 
@@ -48,7 +54,7 @@ def read(
         DataError: the file cannot be read, holds no sentence, or, without skip_bad, a bad one.
     """
     left_out: list[DataError] = []
-    found = conll.read(path, column=column, on_bad=left_out.append if skip_bad else None)
+    found = conll.read(path, column=column, features=features, on_bad=left_out.append if skip_bad else None)
     if left_out and not quiet:
         print(f"{path}: {len(left_out)} sentences left out; the first: {left_out[0]}", file=sys.stderr)
     return found
@@ -71,30 +77,31 @@ def hold_out(sentences: Sequence[Sentence]) -> tuple[list[Sentence], list[Senten
     return kept, [sentence for at, sentence in enumerate(sentences) if at in out]
 
 
-def _three_files(paths: list[Path], column: str) -> Parts:
-    return Parts(*(conll.read(path, column=column) for path in paths))
+def _three_files(paths: list[Path], column: str, features: Sequence[str]) -> Parts:
+    return Parts(*(conll.read(path, column=column, features=features) for path in paths))
 
 
-def _train_and_dev(paths: list[Path], column: str) -> Parts:
+def _train_and_dev(paths: list[Path], column: str, features: Sequence[str]) -> Parts:
     """Three files of which the first two are learned from together, but for the tenth of them that is dev."""
-    train, dev, test = _three_files(paths, column)
+    train, dev, test = _three_files(paths, column, features)
     return Parts(*hold_out([*train, *dev]), test)
 
 
-def _unsplit(paths: list[Path], column: str) -> Parts:
+def _unsplit(paths: list[Path], column: str, features: Sequence[str]) -> Parts:
     """One file without parts: a tenth is test, and of the others a tenth dev."""
-    rest, test = hold_out(conll.read(paths[0], column=column))
+    rest, test = hold_out(conll.read(paths[0], column=column, features=features))
     train, dev = hold_out(rest)
     return Parts(train, dev, test)
 
 
-def _conll2000(paths: list[Path], column: str) -> Parts:
+def _conll2000(paths: list[Path], column: str, features: Sequence[str]) -> Parts:
     """train.txt and test.txt of the archive; a tenth of train is dev."""
     parts = []
     with zipfile.ZipFile(paths[0]) as archive:
         for name in ("train", "test"):
             with archive.open(f"conll2000/{name}.txt") as file:
-                parts.append(list(conll.sentences(file, f"{paths[0]}/{name}.txt", "columns")))
+                where = f"{paths[0]}/{name}.txt"
+                parts.append(list(conll.sentences(file, where, "columns", features=features)))
     train, dev = hold_out(parts[0])
     return Parts(train, dev, parts[1])
 
@@ -114,6 +121,7 @@ def benchmark(
     name: str,
     *,
     column: str = "upos",
+    features: Sequence[str] = (),
     data_dir: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Parts:
@@ -122,6 +130,7 @@ def benchmark(
     Args:
         name: turkish-web, turkish-wiki, ewt, conll2000, wnut17 or wnut17-train-dev.
         column: which column of CoNLL-U holds the labels; the other benchmarks have one.
+        features: other columns to be read, as for `conll.read`.
         data_dir: the data folder.  None: the variable UNSPOOL_DATA, if it is set.
         quiet: write no progress to stderr.
 
@@ -136,4 +145,5 @@ def benchmark(
             f"or your own files with --train and --dev."
         )
     found = BENCHMARKS[name]
-    return found.parts([fetch(source, data_dir=data_dir, quiet=quiet) for source in found.sources], column)
+    paths = [fetch(source, data_dir=data_dir, quiet=quiet) for source in found.sources]
+    return found.parts(paths, column, features)

@@ -227,7 +227,8 @@ def uncertain(model: Tagger, text: str) -> int:
     Raises:
         InputError: the text has no words.
     """
-    encoded = model.encode([words_of(model, text)])
+    words_of(model, text)  # there must be one
+    encoded = model.encode([model.cut(text)])
     return int(crf.marginals(model.emissions(encoded), encoded.lengths, model.chain).max(2)[:, 0].argmin())
 
 
@@ -250,7 +251,7 @@ def _of_label(model: Tagger, text: str, steps: int, target: Any, at: int | None)
             f"the tagger knows no {'two labels' if target is None else f'label {target!r:.60}'}.\n"
             f"  Received: {len(names)} labels.\n  Fix: one of two or more, here {', '.join(names):.200}."
         )
-    encoded = model.encode([shown])
+    encoded = model.encode([model.cut(text)])
     lengths, x = encoded.lengths, model.embed(encoded)  # (T, 1, E)
     emissions = model.read_out(model.run(x, lengths))
     likely = crf.marginals(emissions, lengths, model.chain)[at, 0].astype(np.float64)

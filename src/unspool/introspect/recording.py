@@ -21,6 +21,7 @@ from unspool.kernels.contract import Cell, Gate, Trace
 from unspool.language import LanguageModel
 from unspool.model import Floats
 from unspool.parser import Parser
+from unspool.sentences import word_of
 from unspool.tagger import Tagger
 from unspool.translator import END_TOKEN, Translator
 from unspool.vocabulary import UNKNOWN, words
@@ -204,7 +205,9 @@ def words_of(model: stacks.Reader, text: str) -> tuple[str, ...]:
         return model.shown(text)
     if isinstance(model, Translator):
         tokens = model.source.cut(text)
-    elif isinstance(model, Tagger | Parser):
+    elif isinstance(model, Tagger):
+        tokens = list(map(word_of, model.cut(text)))
+    elif isinstance(model, Parser):
         tokens = text.split()
     else:
         tokens = words(text, lowercase=model.vocabulary.lowercase)[: model.description.max_length]

@@ -199,7 +199,10 @@ def entered(stack: Stack, given: Any, x: Any, lengths: Any) -> tuple[Numbers, bo
 def read_texts(given: Reader, texts: list[str]) -> tuple[Numbers, NDArray[np.int64]]:
     """What the first layer reads of texts, (T, B, E), and their lengths; some cut at blanks."""
     if isinstance(given, Tagger | Parser):
-        cut = given.encode([text.split() for text in texts])
+        if isinstance(given, Tagger):
+            cut = given.encode([given.cut(text) for text in texts])
+        else:
+            cut = given.encode([text.split() for text in texts])
         return given.embed(cut), cut.lengths
     if isinstance(given, Translator):
         numbers, lengths = padded(given.encode(texts))

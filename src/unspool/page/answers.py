@@ -27,6 +27,7 @@ from unspool.page import paths as small
 from unspool.page.opened import MOST_OPENED_BYTES, Opened, of_folder, of_parts
 from unspool.page.quantities import CELL_NAMES, largest, panels_of, what_ran
 from unspool.parser import Parser
+from unspool.sentences import word_of
 from unspool.tagger import Tagger
 from unspool.translator import Translator
 from unspool.vocabulary import Vocabulary, words
@@ -579,12 +580,17 @@ def _prediction(network: Model | LanguageModel | Tagger, text: str) -> dict[str,
     if isinstance(network, Model):
         return network.predict([text])[0]
     if isinstance(network, Tagger):
-        split = text.split()
+        split = network.cut(text)
         (labels,) = network.predict([split])
         at, score = introspect.uncertain(network, text), 1.0
         if len(network.description.labels) > 1:  # an only label is certain
             score = introspect.contributions(network, text, steps=1, at=at).score
-        return {"text": text, "label": f"{split[at]}: {labels[at]}", "score": score, "labels": labels}
+        return {
+            "text": text,
+            "label": f"{word_of(split[at])}: {labels[at]}",
+            "score": score,
+            "labels": labels,
+        }
     logs, _ = network.run(network.encode([text]).tokens[0])
     likeliest = int(logs[-1].argmax())
     word = network.vocabulary.tokens[likeliest]

@@ -30,6 +30,7 @@ _FOLDER = {
     translator.TARGET_MERGES,
     sentences.LETTERS,
     sentences.VECTORS,
+    sentences.FEATURES,
     files.WEIGHTS,
     files.MARKER,
     model.CARD,

@@ -41,14 +41,18 @@ class Given(NamedTuple):
     letter_lengths: Tensor  # (N,)
     spelled: Tensor  # (B, T)
     shapes: Tensor  # (B, T)
+    features: Tensor  # (B, T, C)
 
 
-def known(config: Any, train: Sequence[Sentence], *, quiet: bool = False) -> Words:
+def known(
+    config: Any, train: Sequence[Sentence], *, columns: tuple[str, ...] = (), quiet: bool = False
+) -> Words:
     """The words and letters that a network will know, and the vectors that it reads as they are.
 
     Args:
         config: a recipe's, with min_count, vectors, vector_words and data_dir.
         train: the training part.
+        columns: the other columns that are read; a value must occur as often as a word to be known.
         quiet: write no progress to stderr.
 
     Raises:
@@ -57,9 +61,18 @@ def known(config: Any, train: Sequence[Sentence], *, quiet: bool = False) -> Wor
     letters = Vocabulary.build([list(word) for sentence in train for word in sentence.words], lowercase=False)
     texts = [[word.lower() for word in sentence.words] for sentence in train]
     words = Vocabulary.build(texts, min_count=config.min_count, lowercase=True)
+    features = None
+    if columns:
+        values = (
+            [f"{column}={value}" for column, value in zip(columns, found, strict=True)]
+            for sentence in train
+            for found in sentence.columns
+        )
+        features = Vocabulary.build(values, min_count=config.min_count, lowercase=False)
+    none = Vocabulary.build([], lowercase=True)
+    tables = Tables(words, letters, none, features, columns)
     if config.vectors is None:
-        none = Vocabulary.build([], lowercase=True)
-        return Words(Tables(words, letters, none), np.zeros((len(none), 0), np.float32))
+        return Words(tables, np.zeros((len(none), 0), np.float32))
     having, table = pretrained.vocabulary(
         texts,
         sys.maxsize,  # no word for its frequency alone: only words that have a vector
@@ -70,30 +83,32 @@ def known(config: Any, train: Sequence[Sentence], *, quiet: bool = False) -> Wor
     )
     assert table is not None
     table[:2] = 0  # padding and the unknown word, whatever a text may spell
-    return Words(Tables(words, letters, having), table)
+    return Words(tables._replace(vectors=having), table)
 
 
 def encode(found: Sequence[Sentence], tables: Tables, steps: int) -> Given:
     """Sentences as numbers, padded to `steps` words, or to the longest where that is more."""
-    encoded = sentences.encode([sentence.words for sentence in found], tables)
+    encoded = sentences.encode([sentence.given for sentence in found], tables)
     missing = max(steps - encoded.words.shape[1], 0)
     padded = {
         name: np.pad(getattr(encoded, name), ((0, 0), (0, missing)), constant_values=value)
         for name, value in (("words", PAD), ("vectors", PAD), ("spelled", 0), ("shapes", 0))
     }
+    padded["features"] = np.pad(encoded.features, ((0, 0), (0, missing), (0, 0)), constant_values=PAD)
     return Given(*(torch.from_numpy(part) for part in encoded._replace(**padded)))
 
 
 class Reader(nn.Module):
     """The part of a network that reads sentences; a recipe's network is made from it."""
 
-    def __init__(self, config: Any, words: Words, shape_size: int = 0) -> None:
+    def __init__(self, config: Any, words: Words, shape_size: int = 0, feature_size: int = 0) -> None:
         """Build it with its initial weights: words at N(0, 0.1).
 
         Args:
             config: a recipe's; its sizes, dropouts, cell and layers are looked at here.
             words: what `known` gives.
             shape_size: numbers for how a word is written; 0: that is not read.
+            feature_size: numbers for what stands in each of the other columns that `words` has.
         """
         super().__init__()
         self.config = config
@@ -109,7 +124,13 @@ class Reader(nn.Module):
         layer = functools.partial(layers.build, config.cell, bidirectional=True, whose=config.layers)
         self.spelling = layer(config.letter_size, config.letter_hidden_size)
         self.shapes = nn.Embedding(len(sentences.SHAPES), shape_size) if shape_size else None
+        self.features: nn.Embedding | None = None
+        if tables.features is not None:
+            self.features = nn.Embedding(len(tables.features), feature_size, padding_idx=PAD)
+            with torch.no_grad():
+                self.features.weight[UNKNOWN] = 0
         width = config.word_size + size + 2 * config.letter_hidden_size + shape_size
+        width += feature_size * len(tables.columns)
         self.layers = nn.ModuleList(
             layer(width if k == 0 else 2 * config.hidden_size, config.hidden_size)
             for k in range(config.num_layers)
@@ -133,6 +154,8 @@ class Reader(nn.Module):
         parts = [self.words(words.T), self.vectors(given.vectors.T), spelled]
         if self.shapes is not None:
             parts.append(self.shapes(given.shapes.T))
+        if self.features is not None:
+            parts.append(self.features(given.features.transpose(0, 1)).flatten(2))
         x = torch.cat(parts, 2)
         if noise is not None and config.input_dropout:
             x = x * noise.keep(config.input_dropout, x.size(2))

@@ -1,6 +1,6 @@
 """Tagging: a label for every word, such as its part of speech, or whether it begins or ends a name.
 
-    word embedding + pretrained vector + how it is written + letters read in both directions
+    word embedding + pretrained vector + how it is written + other columns + letters read in both directions
         → layers in both directions → CRF
 
 Both contexts are there for a word's label: "the *back* door", "come *back*".  Labels that mark spans are
@@ -12,7 +12,7 @@ and 95.4 % (Stanza 1.0, raw text, with vectors); F1 94.46 on CoNLL-2000 (Huang, 
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +48,10 @@ class Config(pretraining.Config):
     column: str = "upos"
     """Which column of CoNLL-U holds the labels: upos, xpos, feats, ….  Other files: the last."""
 
+    features: str = ""
+    """Other columns that are read of each word, with commas between: of CoNLL-U by name, such as upos,feats;
+    of other files by place, 2 the second.  What is tagged later needs them too."""
+
     skip_bad: bool = False
     """Leave sentences out that are not what they should be, and say how many; else the first is an error."""
 
@@ -69,6 +73,9 @@ class Config(pretraining.Config):
 
     shape_size: int = 8
     """Numbers for how a word is written: in small letters, capitals, with digits; 0: that is not read."""
+
+    feature_size: int = 32
+    """Numbers for what stands in each of the other columns that are read."""
 
     letter_size: int = 32
     """Numbers a letter."""
@@ -111,6 +118,7 @@ class Config(pretraining.Config):
             rules.one_of(self, "cell", ("lstm", "gru", "rnn_tanh")),
             rules.one_of(self, "layers", layers.WHOSE),
             ("recurrent_dropout", "0 with layers torch", own_layers or not self.recurrent_dropout),
+            self._readable(),
             ("vector_words", "0 or more", self.vector_words >= 0),
             ("shape_size", "0 or more", self.shape_size >= 0),
             rules.positive(
@@ -118,6 +126,7 @@ class Config(pretraining.Config):
                 "hidden_size",
                 "num_layers",
                 "word_size",
+                "feature_size",
                 "letter_size",
                 "letter_hidden_size",
                 "min_count",
@@ -129,6 +138,20 @@ class Config(pretraining.Config):
     def format(self) -> conll.Format:
         """The format of the files."""
         return tagged.BENCHMARKS[self.data].format if self.train is None else conll.format_of(self.train)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The other columns that are read."""
+        return tuple(self.features.split(",")) if self.features else ()
+
+    def _readable(self) -> Iterator[rules.Rule]:
+        """The rule of `features`, once the data are known to be there."""
+        names, told = self.columns, "places of columns, from 2 on"
+        sound = all(map(conll.PLACE.fullmatch, names))
+        if self.format == "conllu":
+            others = [name for name in conll.COLUMNS[2:] if name != self.column]
+            sound, told = set(names) <= set(others), ", ".join(others)
+        yield "features", f"{told}; each once, with commas between", sound and len(set(names)) == len(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +211,19 @@ def read(config: Config, *, quiet: bool = False) -> tagged.Parts:
         DataError, SourceError: a file is not what it should be, or cannot be had.
     """
     if config.train is None:
-        return tagged.benchmark(config.data, column=config.column, data_dir=config.data_dir, quiet=quiet)
+        return tagged.benchmark(
+            config.data,
+            column=config.column,
+            features=config.columns,
+            data_dir=config.data_dir,
+            quiet=quiet,
+        )
     parts = [
-        [] if path is None else tagged.read(path, column=config.column, skip_bad=config.skip_bad, quiet=quiet)
+        []
+        if path is None
+        else tagged.read(
+            path, column=config.column, features=config.columns, skip_bad=config.skip_bad, quiet=quiet
+        )
         for path in (config.train, config.dev, config.test)
     ]
     if config.dev is None:
@@ -226,7 +259,7 @@ class Network(reader.Reader):
 
     def __init__(self, config: Config, words: reader.Words, labels: int) -> None:
         """Build the network with its initial weights."""
-        super().__init__(config, words, config.shape_size)
+        super().__init__(config, words, config.shape_size, config.feature_size)
         self.emissions = nn.Linear(2 * config.hidden_size, labels)
         nn.init.zeros_(self.emissions.bias)
         self.transitions = nn.Parameter(torch.zeros(labels, labels))
@@ -373,7 +406,7 @@ def train(config: Config, options: training.Options, output: Path) -> outcome.Ou
     parts = options.brief(read(config, quiet=quiet))
     labels = label_set(parts.train, config.where)
     begun = None if config.init_from is None else pretraining.load(config.init_from)
-    words = reader.known(config, parts.train, quiet=quiet)
+    words = reader.known(config, parts.train, columns=config.columns, quiet=quiet)
     if begun is not None:
         d = begun.description
         sizes = {"hidden_size": d.hidden_size, "word_size": d.embedding_size}
@@ -405,6 +438,8 @@ def train(config: Config, options: training.Options, output: Path) -> outcome.Ou
         letter_hidden_size=config.letter_hidden_size,
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
+        features=config.columns,
+        feature_size=config.feature_size if config.columns else 0,
     )
     if not quiet:
         counts = ", ".join(
@@ -451,6 +486,13 @@ def card(
 ) -> str:
     """The model card: what was trained on what, how well it does, and how it is loaded."""
     shown = ", ".join(description.labels[:12]) + (", …" if len(description.labels) > 12 else "")
+    other = ""
+    words = '"Time", "flies", "."'
+    if config.columns:
+        words = ", ".join(f'("{word}"{", …" * len(config.columns)})' for word in ("Time", "flies", "."))
+        columns = " and ".join(f"column {name}" for name in config.columns)
+        written = "/".join(["word", *(f"<{name}>" for name in config.columns)])
+        other = f"It reads {columns} of each word too, which must be given with it; in a text as {written}.\n"
     return f"""---
 library_name: unspool
 pipeline_tag: token-classification
@@ -462,14 +504,14 @@ pipeline_tag: token-classification
 Words and their letters ({config.letter_hidden_size} units a direction), {config.num_layers} × {config.cell}
 of {config.hidden_size} units in two directions, CRF; trained on {config.trained_on} with seed {options.seed}
 by unspool {__version__}.
-
+{other}
 | part | {metric} |
 |---|---|
 | dev (chose the epoch) | {"not measured" if dev is None else f"{dev.metric:.4f}"} |
 
     import unspool
     tagger = unspool.Tagger.load("this folder")
-    tagger.predict([["Time", "flies", "."]])
+    tagger.predict([[{words}]])
 
 It knows the language and the kind of text that it was trained on, and nothing else.
 """
@@ -488,7 +530,7 @@ def _measured(parts: tagged.Parts, result: training.Result, metric: str) -> outc
     best, dev = result.best(metric)
     part, sentences = ("test", parts.test) if parts.test else ("dev", parts.dev)
     served = tagger.Tagger.load(best)
-    answers = served.predict([sentence.words for sentence in sentences])
+    answers = served.predict([sentence.given for sentence in sentences])
     d = served.description
     text = "".join(
         conll.with_labels(sentence, labels, "conllu" if d.format == "conllu" else "columns", column=d.column)
