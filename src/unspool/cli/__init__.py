@@ -188,7 +188,8 @@ def predict(
         A model folder, such as RUN/best.
     texts
         The texts; one that begins with a dash goes after `--`.  Without any, each line of stdin is one;
-        a tagger or parser reads CoNLL-U (a tagger also columns) there, and here words between spaces.
+        a tagger or parser reads CoNLL-U (a tagger also columns) there, and here words between spaces; of a
+        tagger trained with --features, words such as Time/NN.
     beam
         For a translator, how many hypotheses go on at a time; 1 is greedy search.
     quiet
@@ -300,7 +301,8 @@ def inspect(
     model
         A model folder, such as RUN/best.
     text
-        What it is to read; one that begins with a dash goes after `--`.
+        What it is to read; one that begins with a dash goes after `--`.  A tagger trained with --features
+        reads words such as Time/NN.
     output
         Also write FILE.html (a page), FILE.png (a picture) or FILE.safetensors (the numbers).
     html

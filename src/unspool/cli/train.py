@@ -28,8 +28,10 @@ _HELP = {
     unspool train tagging -o runs/tags
     unspool train tagging --train my.conllu --dev dev.conllu --column xpos -o runs/mine
     unspool train tagging --train names.tsv -o runs/names
+    unspool train tagging --data conll2000 --features 2 -o runs/chunks
 
     Files are CoNLL-U (.conllu) or columns: a word and its label a line, a blank line between sentences.
+    --features names other columns that are read beside the word; what is tagged later needs them too.
     --config FILE takes the options from a run's config.toml; those on the command line win.
     """,
     "parsing": """Train a dependency parser: the head of every word, and how it is related to it.
