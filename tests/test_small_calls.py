@@ -420,7 +420,7 @@ def test_copies_and_pickles_go_on_the_short_way() -> None:
             assert torch.equal(twin(x)[0], layer(x)[0])
 
 
-def test_dropout_masks_and_captures_go_the_general_way() -> None:
+def test_dropout_masks_and_captures_of_gradients_go_the_general_way() -> None:
     x = torch.randn(2, 1, 3)
     with torch.no_grad():
         assert not goes_short(nn.LSTM(3, 4, 2, dropout=0.5), x)
@@ -429,3 +429,7 @@ def test_dropout_masks_and_captures_go_the_general_way() -> None:
         assert not goes_short(nn.LSTM(3, 4, kernels="reference"), x)
         with torch.autocast("cpu", torch.bfloat16):
             assert not goes_short(nn.LSTM(3, 4), x)
+    layer = nn.LSTM(3, 4)
+    assert goes_short(layer, x)
+    with unspool.capture(layer):
+        assert not goes_short(layer, x)

@@ -1,7 +1,9 @@
 """What a model's own layers computed while they ran: the same bits, gates, flows, files, faults, monitors."""
 
+import copy
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -90,6 +92,118 @@ def test_what_the_caller_writes_afterwards_does_not_reach_the_recording() -> Non
     assert recording.names == ("",)
     np.testing.assert_array_equal(recording[""].hidden()[:, 0], kept[:, 0])
     assert recording[""].inputs[0].any()
+
+
+def same(ours: Any, theirs: Any) -> None:
+    """The same arrays, bit for bit, in the same places."""
+    assert type(ours) is type(theirs)
+    if isinstance(ours, np.ndarray):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    elif isinstance(ours, introspect.Reading):
+        same(vars(ours), vars(theirs))
+    elif isinstance(ours, dict):
+        assert list(ours) == list(theirs)
+        same(list(ours.values()), list(theirs.values()))
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            same(one, other)
+    else:
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("form", ["time first", "batch first", "one sequence", "with gaps", "ragged"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("stated", [False, True])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_small_calls_are_recorded_as_the_general_way_records_them(
+    kind: Any, stated: bool, layers: int, bidirectional: bool, bias: bool, form: str
+) -> None:
+    torch.manual_seed(3)
+    layer = kind(5, 7, layers, bias=bias, bidirectional=bidirectional, batch_first=form == "batch first")
+    general = copy.deepcopy(layer)
+    general._small = ()
+    x = {
+        "time first": torch.randn(6, 4, 5),
+        "ragged": torch.randn(6, 4, 5),
+        "batch first": torch.randn(1, 6, 5),
+        "one sequence": torch.randn(6, 5),
+        "with gaps": torch.randn(4, 6, 10).swapaxes(0, 1)[..., ::2],
+    }[form]
+    rows = (layers * (2 if bidirectional else 1), *{2: (), 3: (x.size(1),)}[x.dim()], 7)
+    if form == "batch first":
+        rows = (rows[0], 1, 7)
+    parts = [torch.randn(rows) for _ in range(2 if kind is nn.LSTM else 1)]
+    hx = None if not stated else tuple(parts) if kind is nn.LSTM else parts[0]
+    lengths = torch.tensor([2, 6, 0, 3]) if form == "ragged" else None
+    found = []
+    with torch.no_grad():
+        plain = layer(x, hx, lengths=lengths)
+        for one in (layer, general):
+            with unspool.capture(one) as recording:
+                if one is layer:
+                    with patch.object(one, "_run", side_effect=AssertionError):  # the general way
+                        results = one(x, hx, lengths=lengths)
+                else:
+                    results = one(x, hx, lengths=lengths)
+            (reading,) = recording.readings[""]
+            found.append((results, reading))
+    (ours, short), (theirs, long) = found
+    for results in (ours, theirs):
+        for off, on in zip(flat(plain), flat(results), strict=True):
+            assert torch.equal(off, on)
+    same(short, long)
+
+
+def flat(results: Any) -> list[torch.Tensor]:
+    return [results] if isinstance(results, torch.Tensor) else [t for part in results for t in flat(part)]
+
+
+@pytest.mark.parametrize("steps", [3, 300])  # below and above the memory that the engine keeps
+def test_what_the_caller_writes_after_a_small_call_does_not_reach_the_recording(steps: int) -> None:
+    layer = nn.LSTM(64, 64, 2)
+    general = copy.deepcopy(layer)
+    general._small = ()
+    x, hx = torch.randn(steps, 1, 64), (torch.randn(2, 1, 64), torch.randn(2, 1, 64))
+    found = []
+    for one in (layer, general):
+        mine = [part.clone() for part in (x, *hx, torch.tensor([steps - 1]))]
+        with torch.no_grad(), unspool.capture(one) as recording:
+            out, final = one(mine[0], (mine[1], mine[2]), lengths=mine[3])
+            for part in (*mine, out, *final):
+                part.zero_()
+        found.append(recording[""])
+    assert found[0].inputs[0].any()
+    same(*found)
+
+
+def test_calls_are_recorded_in_the_order_in_which_they_ran() -> None:
+    """Small ones, and between them one of which a gradient is asked, and one with resets."""
+    layer = nn.GRU(3, 4)
+    given = [torch.randn(steps, 2, 3) for steps in (1, 2, 3, 4, 5)]
+    with unspool.capture(layer) as recording:
+        for k, x in enumerate(given):
+            with torch.set_grad_enabled(k == 1):
+                layer(x, resets=torch.zeros(4, 2, dtype=torch.bool) if k == 3 else None)
+            if k != 2:  # read between, or not
+                assert len(recording[""].inputs[0]) == k + 1
+    calls = recording.readings[""]
+    assert len(calls) == 5
+    for x, reading in zip(given, calls, strict=True):
+        np.testing.assert_array_equal(reading.inputs[0], x)
+
+
+def test_a_call_whose_upper_layer_is_no_small_one_is_recorded_once() -> None:
+    layer, x = nn.LSTM(3, 4, 2), torch.randn(5, 1, 3)
+    whole = layer.weight_hh_l1.detach()
+    layer.weight_hh_l1 = torch.nn.Parameter(torch.stack([whole, whole], -1)[..., 0])
+    with torch.no_grad(), unspool.capture(layer) as recording:
+        layer(x)
+    (reading,) = recording.readings[""]
+    assert len(reading.traces) == 2
 
 
 def test_taps_are_gone_after_the_block_even_where_it_fails() -> None:

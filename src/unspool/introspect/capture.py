@@ -6,23 +6,24 @@ backward pass computed on its way.  torch is not imported: a layer is known by i
     T time steps   B batch   I input size   H hidden size   D directions   G gates
 """
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unspool import files
-from unspool.errors import InputError
+from unspool.errors import InputError, KernelsError
 from unspool.introspect.stack import Numbers, Pass, numbers
 from unspool.introspect.tables import Shown, by_column
 from unspool.kernels.contract import Cell, Flow, Gate, State, Trace
 
 _WHAT = "capture"
 _VERSION = 1
+_LARGE = 2**14  # numbers; smaller arrays NumPy finds memory for as well
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -148,13 +149,20 @@ class Reading(Shown):
 class Capture(Shown):
     """All that the recurrent layers of a model computed while it was captured, by the modules' names."""
 
-    def __init__(self, readings: dict[str, list[Reading]]) -> None:
-        self.readings = readings  # every call, the latest last
+    def __init__(self, readings: dict[str, list[Reading]], taps: Sequence["_Tap"] = ()) -> None:
+        self._readings, self._taps = readings, taps
+
+    @property
+    def readings(self) -> dict[str, list[Reading]]:
+        """Every call of each module, the latest last."""
+        for tap in self._taps:
+            tap.listen()
+        return self._readings
 
     @property
     def names(self) -> tuple[str, ...]:
         """The modules, as `model.named_modules()` names them; "" is the model itself."""
-        return tuple(self.readings)
+        return tuple(self._readings)
 
     def __getitem__(self, name: str) -> Reading:
         """The latest call of a module.
@@ -258,8 +266,19 @@ class _Tap:
 
     def __init__(self, calls: list[Reading]) -> None:
         self._calls = calls
+        self._waiting: list[Callable[[], None]] = []
 
-    def ran(self, run: Any, x: Any, state: State, trace: Trace) -> tuple[Reading, int]:
+    def later(self, tell: Callable[[], None]) -> None:
+        """Take note of a call that `tell` tells of when the capture is read: a small call is over sooner."""
+        self._waiting.append(tell)
+
+    def listen(self) -> None:
+        """Be told of the calls that wait."""
+        waiting, self._waiting = self._waiting, []
+        for tell in waiting:
+            tell()
+
+    def ran(self, run: Any, x: Any, state: State, trace: Trace, *, own: bool = False) -> tuple[Reading, int]:
         """Keep a layer's trace; what is returned is handed back with the flow.
 
         A call begins where `run.level` is 0.
@@ -269,37 +288,59 @@ class _Tap:
             x: (T, B, I) what it read.
             state: the state before the first step, of None for zeros.
             trace: what the kernels kept.
+            own: nobody else has these arrays.  Otherwise input, state and output, which the caller has too,
+                are copied.
         """
         steps, batch = trace.hidden.shape[:2]
+        copied = _array if own else _copied
         if run.level == 0:
+            self.listen()
             full = np.full(batch, steps, np.int64)
             self._calls.append(
                 Reading(run.cell, full if run.lengths is None else numbers(run.lengths).copy())
             )
             self._calls[-1].resets = _copied(run.resets)
         reading = self._calls[-1]
-        entered = None if state.hidden is None else State(_copied(state.hidden), _copied(state.cell))
+        entered = None if state.hidden is None else State(copied(state.hidden), copied(state.cell))
         reading.starts.append(entered)
         reading.masks.append(_copied(run.recurrent_mask))
-        # The hidden states are the layer's output, on which the caller may write.
-        kept = trace._replace(hidden=numbers(trace.hidden).copy())
-        reading.inputs.append(numbers(x).copy())
-        reading.traces.append(Trace(*(None if a is None else numbers(a) for a in kept)))
+        gates, _, *rest = map(_array, trace)
+        reading.inputs.append(copied(x))
+        reading.traces.append(Trace(gates, copied(trace.hidden), *rest))
         reading.flows.append(None)
         return reading, run.level
 
     def flowed(self, place: tuple[Reading, int], flow: Flow) -> None:
         """Keep a layer's flow."""
         reading, k = place
-        reading.flows[k] = Flow(*(None if a is None else numbers(a) for a in flow))
+        reading.flows[k] = Flow(*map(_array, flow))
+
+
+def _array(given: Any) -> Any:
+    return None if given is None else numbers(given)
 
 
 def _copied(given: Any) -> Any:
-    return None if given is None else numbers(given).copy()
+    if given is None:
+        return None
+    array = numbers(given)
+    if array.size < _LARGE or array.dtype != np.float32:
+        return array.copy()
+    copy = _empty(*array.shape)
+    copy[...] = array
+    return copy
 
 
-@contextlib.contextmanager
-def capture(model: Any) -> Iterator[Capture]:
+def _empty(*shape: int) -> Numbers:
+    """An array in memory that the engine keeps between calls: fresh pages cost more than a copy."""
+    try:
+        from unspool.kernels import native
+    except KernelsError:  # the reference runs without
+        return np.empty(shape, np.float32)
+    return native.empty(*shape)
+
+
+def capture(model: Any) -> AbstractContextManager[Capture]:
     """Keep what the recurrent layers of a torch model compute inside the block.
 
         with unspool.capture(model) as recording:
@@ -315,15 +356,29 @@ def capture(model: Any) -> Iterator[Capture]:
     Raises:
         InputError: it has no such layer, or is being captured already.
     """
-    layers = tapped(model)
-    readings: dict[str, list[Reading]] = {name: [] for name in layers}
-    for name, layer in layers.items():
-        layer.tap = _Tap(readings[name])
-    try:
-        yield Capture(readings)
-    finally:
-        for layer in layers.values():
-            layer.tap = None
+    return _Capturing(model)
+
+
+class _Capturing:
+    """Taps on a model's layers from entry to exit: a class, which is entered sooner than a generator."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._layers: dict[str, Any] = {}
+
+    def __enter__(self) -> Capture:
+        self._layers = tapped(self._model)
+        readings: dict[str, list[Reading]] = {}
+        taps = []
+        for name, layer in self._layers.items():
+            readings[name] = []
+            taps.append(_Tap(readings[name]))
+            vars(layer)["tap"] = taps[-1]  # past torch's __setattr__, which looks for parameters first
+        return Capture(readings, taps)
+
+    def __exit__(self, *raised: object) -> None:
+        for layer in self._layers.values():
+            vars(layer).pop("tap", None)
 
 
 def tapped(model: Any) -> dict[str, Any]:
@@ -344,7 +399,7 @@ def tapped(model: Any) -> dict[str, Any]:
             f"the model has no recurrent layer of unspool.nn.\n  Received: {', '.join(kinds):.300}.\n"
             f"  Fix: build its RNN, LSTM and GRU layers from unspool.nn; the state dicts are the same."
         )
-    if any(layer.tap is not None for layer in layers.values()):
+    if [layer for layer in layers.values() if layer.tap is not None]:
         raise InputError(
             "the model is being captured already.\n"
             "  Received: a capture inside a capture, or beside a monitor at work.\n  Fix: one at a time."

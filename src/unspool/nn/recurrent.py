@@ -273,7 +273,6 @@ class Recurrent(nn.Module):
         """Run a plain call of few rows and steps the short way (`ops.small`); None: not such a call."""
         if (
             not self._small
-            or self.tap is not None
             or self.recompute is not None
             or self.kernels == "reference"
             or (self.training and (self.recurrent_dropout or (self.dropout and self.num_layers > 1)))
@@ -300,7 +299,7 @@ class Recurrent(nn.Module):
             output_shape, stated = (time, width), (states, units)
         else:
             return None
-        return ops.small_call(self, (time, batch), (output_shape, stated), x, hidden, cell, lengths)
+        return ops.small_call(self, (time, batch), (output_shape, stated), x, hidden, cell, lengths, self.tap)
 
     def _run(
         self,

@@ -11,6 +11,7 @@ compiler, autocast; sizes that do not fit.  The general way then runs the call, 
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unspool.errors import KernelsError
-from unspool.kernels.contract import Cell, Trace, Weights
+from unspool.kernels.contract import Cell, State, Trace, Weights
 from unspool.ops import batching, operators
 from unspool.ops.arguments import PLAIN, Layer, Run, flat_weights, is_ordinary
 
@@ -74,6 +75,23 @@ class Small:
         # Sizes one by one: torch reads a tuple of them for a third of a microsecond longer.
         return like.new_empty(*shape) if math.prod(shape) < LARGE else torch.from_numpy(self.empty(*shape))
 
+    def kept(self, rows: int) -> int:
+        """How many numbers the engine keeps of so many rows: gates, then cell states or candidates."""
+        gates = rows * self.rows
+        return gates + (gates // len(self.cell.gates) if self.cell in (Cell.LSTM, Cell.GRU) else 0)
+
+    def trace(self, sizes: tuple[int, int], kept: Tensor, output: Tensor) -> Trace:
+        """What the engine kept of a call of T and B, and its output, as a trace."""
+        across, gates = (*sizes, self.directions), len(self.cell.gates)
+        elements = math.prod(sizes) * self.rows
+        rest = kept[elements:].view(*across, self.hidden_size) if kept.numel() > elements else None
+        return Trace(
+            kept[:elements].view(*across, gates, self.hidden_size),
+            output.reshape(*across, self.hidden_size),
+            rest if self.cell is Cell.LSTM else None,
+            rest if self.cell is Cell.GRU else None,
+        )
+
     def __reduce__(self) -> Any:
         return type(self), self.of
 
@@ -101,6 +119,7 @@ def small_call(
     hidden: Any,
     cell: Any,
     lengths: Any = None,
+    tap: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Run a module whose input may be a small call's; None: it is none after all.
 
@@ -111,6 +130,7 @@ def small_call(
         x: the input, of T·B·I numbers.
         hidden, cell: the state of all layers, or None for zeros.
         lengths: (B,) int64, or None for all T; in every other form they go the general way.
+        tap: told what ran; what gradients are wanted of and a tap listens to is no small call.
 
     Returns:
         The output, the final hidden state and an LSTM's final cell state.
@@ -136,20 +156,57 @@ def small_call(
             return None
         of_layers.append(weights)
     if torch.is_grad_enabled() and _wants_gradient(x, hidden, cell, *itertools.chain(*of_layers)):
-        if len(calls) > 1:
+        if len(calls) > 1 or tap is not None:
             return None
         return _differentiable(small, sizes, shapes, x, (hidden, cell), lengths, of_layers[0])
     final = x.new_empty(*shapes[1])
     final_cell = x.new_empty(*shapes[1]) if small.has_cell_state else None
     threads = small.threads()
+    heard: list[tuple[Tensor, Tensor]] = []  # for a tap: what each layer read, and what the engine kept
     for level, weights in enumerate(of_layers):
         output = small.room(x, shapes[0])
+        kept = None if tap is None else small.room(x, (small.kept(time * batch),))
         if not calls[level].native.forward(
-            time, batch, level, x, hidden, cell, lengths, weights, output, final, final_cell, None, threads
+            time, batch, level, x, hidden, cell, lengths, weights, output, final, final_cell, kept, threads
         ):
             return None
+        if kept is not None:
+            heard.append((x, kept))
         x = output
+    if tap is not None:  # only now: had one layer been refused, the general way would tell of all
+        read, traces = [part for part, _ in heard] + [x], [kept for _, kept in heard]
+        # What the caller has too is copied at once, the large parts in memory that is quickly found.
+        for i in (0, -1):
+            read[i] = small.room(x, read[i].shape).copy_(read[i])
+        given = [None if part is None else part.clone() for part in (hidden, cell, lengths)]
+        tap.later(partial(_tell, tap, small, sizes, read, given, traces))
     return x, final, final_cell
+
+
+def _tell(
+    tap: Any,
+    small: Small,
+    sizes: tuple[int, int],
+    read: Sequence[Tensor],
+    given: Sequence[Tensor | None],
+    traces: Sequence[Tensor],
+) -> None:
+    """Tell a tap what each layer ran, as `ops.layer` tells it; all that is handed over is the tap's own.
+
+    Args:
+        read: what each layer read, and then the output.
+        given: the state of all layers, hidden and cell, or None for zeros; lengths, or None for all T.
+        traces: what the engine kept of each layer; see `Small.trace`.
+    """
+    *state, lengths = given
+    time, batch = sizes
+    of_layers = (len(traces), small.directions, batch, small.hidden_size)
+    hidden, cell = ([None] * len(traces) if part is None else part.view(of_layers) for part in state)
+    for level, kept in enumerate(traces):
+        x = read[level].view(time, batch, read[level].size(-1))
+        run = Run(small.cell, "native", lengths, tap=tap, level=level)
+        trace = small.trace(sizes, kept, read[level + 1])
+        tap.ran(run, x, State(hidden[level], cell[level]), trace, own=True)
 
 
 def _may_be_state(part: object, dims: int) -> bool:
@@ -207,10 +264,8 @@ def _differentiable(
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Run a module of one layer and keep what its gradient needs; None: not a small call."""
     time, batch = sizes
-    elements = time * batch * small.rows  # gates; behind them a gate's worth of cell states or candidates
-    extra = small.cell in (Cell.LSTM, Cell.GRU)
     with torch.no_grad():
-        kept = small.room(x, (elements + elements // len(small.cell.gates) if extra else elements,))
+        kept = small.room(x, (small.kept(time * batch),))
         output, hidden = small.room(x, shapes[0]), x.new_empty(*shapes[1])
         cell = x.new_empty(*shapes[1]) if small.has_cell_state else None
     packed = small.native.forward(
@@ -279,17 +334,9 @@ def _by_the_operator(
     assert x is not None
     assert output is not None
     assert kept is not None
-    directions, units, gates = small.directions, small.hidden_size, len(small.cell.gates)
-    across = (time, batch, directions)
-    stated = (directions, batch, units)
-    elements = time * batch * small.rows
-    rest = kept[elements:].view(*across, units) if kept.numel() > elements else None
-    trace = Trace(
-        kept[:elements].view(*across, gates, units),
-        output.detach().reshape(*across, units),
-        rest if small.cell is Cell.LSTM else None,
-        rest if small.cell is Cell.GRU else None,
-    )
+    directions, units = small.directions, small.hidden_size
+    across, stated = (time, batch, directions), (directions, batch, units)
+    trace = small.trace((time, batch), kept, output.detach())
     a_direction = 4 if small.bias else 2
     as_kernels = tuple(
         gradient_ready_weights(small.cell, *_four(weights[d * a_direction : (d + 1) * a_direction]))
