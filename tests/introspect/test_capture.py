@@ -1,6 +1,8 @@
 """What a model's own layers computed while they ran: the same bits, gates, flows, files, faults, monitors."""
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -178,6 +180,23 @@ def test_what_the_caller_writes_after_a_small_call_does_not_reach_the_recording(
         found.append(recording[""])
     assert found[0].inputs[0].any()
     same(*found)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_capture_that_nobody_has_any_more_is_gone_at_once(read: bool) -> None:
+    """Without the collector of cycles: its memory is the next one's."""
+    layer, x = nn.LSTM(3, 4), torch.randn(5, 1, 3)
+    gc.disable()
+    try:
+        with torch.no_grad(), unspool.capture(layer) as recording:
+            layer(x)
+        if read:
+            assert recording[""].traces
+        tap = weakref.ref(recording._taps[0])
+        del recording
+        assert tap() is None
+    finally:
+        gc.enable()
 
 
 def test_calls_are_recorded_in_the_order_in_which_they_ran() -> None:

@@ -266,17 +266,20 @@ class _Tap:
 
     def __init__(self, calls: list[Reading]) -> None:
         self._calls = calls
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: list[Callable[[_Tap], None]] = []
 
-    def later(self, tell: Callable[[], None]) -> None:
-        """Take note of a call that `tell` tells of when the capture is read: a small call is over sooner."""
+    def later(self, tell: Callable[["_Tap"], None]) -> None:
+        """Take note of a call that `tell` tells of when the capture is read: the call is over sooner.
+
+        It holds no tap, so that what it holds is free as soon as the capture is.
+        """
         self._waiting.append(tell)
 
     def listen(self) -> None:
         """Be told of the calls that wait."""
         waiting, self._waiting = self._waiting, []
         for tell in waiting:
-            tell()
+            tell(self)
 
     def ran(self, run: Any, x: Any, state: State, trace: Trace, *, own: bool = False) -> tuple[Reading, int]:
         """Keep a layer's trace; what is returned is handed back with the flow.

@@ -179,17 +179,17 @@ def small_call(
         for i in (0, -1):
             read[i] = small.room(x, read[i].shape).copy_(read[i])
         given = [None if part is None else part.clone() for part in (hidden, cell, lengths)]
-        tap.later(partial(_tell, tap, small, sizes, read, given, traces))
+        tap.later(partial(_tell, small, sizes, read, given, traces))
     return x, final, final_cell
 
 
 def _tell(
-    tap: Any,
     small: Small,
     sizes: tuple[int, int],
     read: Sequence[Tensor],
     given: Sequence[Tensor | None],
     traces: Sequence[Tensor],
+    tap: Any,
 ) -> None:
     """Tell a tap what each layer ran, as `ops.layer` tells it; all that is handed over is the tap's own.
 
