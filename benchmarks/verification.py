@@ -1,12 +1,13 @@
 """Run a long verification and write down what it saw: benchmarks/results/verification.json and .md.
 
-    python benchmarks/verification.py soak        tests/verification, the long versions
+    python benchmarks/verification.py soak        tests/verification, the long versions, file by file
+    python benchmarks/verification.py soak/bits   one of these files, test_bits.py
     python benchmarks/verification.py address     tests/sanitize.py: on an engine built with ASan and UBSan
     python benchmarks/verification.py thread      the same with TSan
     python benchmarks/verification.py sanitize    both, one after the other
 
-Each keeps its own part of the results, with its own date and commit; what failed is written down as failed.
-Exit code 1 then.
+Each, and each file, keeps its own part of the results, with its own date and commit; what failed is written
+down as failed.  Exit code 1 then.
 """
 
 import json
@@ -21,6 +22,7 @@ from stamp import in_words, stamp
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "verification.json"
+SOAKED = "tests/verification"
 
 ABOUT = {
     "soak": "What must never differ, overrun or crash, drawn by hypothesis: `tests/verification`.",
@@ -35,18 +37,15 @@ ABOUT = {
 }
 
 
-def soak() -> tuple[bool, list[str]]:
-    """The lines that the tests leave, each with its figures."""
+def soak(name: str) -> tuple[bool, list[str]]:
+    """The lines that a file's tests leave, each with its figures; else pytest's closing line."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "figures.jsonl"
-        command = [sys.executable, "-m", "pytest", "-q", "--timeout", "3600", "tests/verification"]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"SOAK": str(file), "REQUIRE": "native"})
-        lines = (
-            [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            if file.exists()
-            else []
-        )
-    return done.returncode == 0, [_in_words(line) for line in lines]
+        figures = Path(folder) / "figures.jsonl"
+        command = [sys.executable, "-m", "pytest", "-q", "--timeout", "3600", f"{SOAKED}/test_{name}.py"]
+        environment = os.environ | {"SOAK": str(figures), "REQUIRE": "native"}
+        passed, closing = _told(command, ("passed", "failed", "FAILED", "Error"), environment)
+        lines = figures.read_text(encoding="utf-8").splitlines() if figures.exists() else []
+    return passed, [_in_words(json.loads(line)) for line in lines] + closing
 
 
 def _in_words(figures: dict[str, Any]) -> str:
@@ -65,9 +64,12 @@ def sanitized(name: str) -> tuple[bool, list[str]]:
     return _told([sys.executable, "tests/sanitize.py", name], marks)
 
 
-def _told(command: list[str], marks: tuple[str, ...]) -> tuple[bool, list[str]]:
+def _told(
+    command: list[str], marks: tuple[str, ...], environment: dict[str, str] | None = None
+) -> tuple[bool, list[str]]:
     """Run, show everything, keep the lines that hold one of the marks."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
     kept = []
     for line in process.stdout or ():
         print(line, end="", flush=True)
@@ -79,25 +81,24 @@ def _told(command: list[str], marks: tuple[str, ...]) -> tuple[bool, list[str]]:
 def render(parts: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = ["# Verification", ""]
-    for name in ABOUT:
-        if name not in parts:
+    for kind, told in ABOUT.items():
+        own = {name: part for name, part in sorted(parts.items()) if name.split("/")[0] == kind}
+        if not own:
             continue
-        part = parts[name]
-        lines += [
-            f"## {part['about']['command']}: {'passed' if part['passed'] else 'FAILED'}",
-            "",
-            ABOUT[name],
-            "",
-        ]
-        lines += [f"- {line}" for line in part["lines"]]
-        lines += ["", in_words(part["about"]), ""]
+        passed = all(part["passed"] for part in own.values())
+        lines += [f"## {kind}: {'passed' if passed else 'FAILED'}", "", told, ""]
+        for name, part in own.items():
+            lines += [f"### {name}", ""] if "/" in name else []
+            lines += [f"- {line}" for line in part["lines"]]
+            lines += ["", in_words(part["about"]), ""]
     return "\n".join(lines)
 
 
 def keep(name: str) -> bool:
     """Run one, keep what it saw; whether all went well."""
-    about = stamp("make soak" if name == "soak" else f"make sanitize ({name})")
-    passed, lines = soak() if name == "soak" else sanitized(name)
+    kind, _, file = name.partition("/")
+    about = stamp(f"python benchmarks/verification.py {name}")
+    passed, lines = soak(file) if kind == "soak" else sanitized(name)
     parts = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     parts[name] = {"passed": passed, "about": about, "lines": lines}
     RESULTS.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
@@ -107,11 +108,13 @@ def keep(name: str) -> bool:
 
 def main(names: list[str]) -> int:
     """Run what is named."""
-    runs = {name: [name] for name in ABOUT} | {"sanitize": ["address", "thread"]}
-    if len(names) != 1 or names[0] not in runs:
+    files = [f"soak/{file.stem.removeprefix('test_')}" for file in sorted((ROOT / SOAKED).glob("test_*.py"))]
+    runs = {name: [name] for name in ("address", "thread", *files)}
+    runs |= {"sanitize": ["address", "thread"], "soak": files}
+    if not names or not set(names) <= runs.keys():
         print(__doc__)
         return 2
-    went_well = [keep(name) for name in runs[names[0]]]
+    went_well = [keep(each) for name in names for each in runs[name]]
     return 0 if all(went_well) else 1
 
 

@@ -46,7 +46,7 @@ def test_threads_that_meet_give_the_serial_bits_whoever_is_put_aside(native: Mod
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     before = native.threads()
     try:
-        for _ in range(draws(25, 2_000)):
+        for _ in range(draws(25, 500)):
             case = few_rows(rng)
             data = draw(case)
             prepared = native.prepare(case.cell, data.weights)
