@@ -5,6 +5,7 @@
     python benchmarks/verification.py address     tests/sanitize.py: on an engine built with ASan and UBSan
     python benchmarks/verification.py thread      the same with TSan
     python benchmarks/verification.py sanitize    both, one after the other
+    python benchmarks/verification.py thread tests/test_stream.py    these files alone
 
 Each, and each file, keeps its own part of the results, with its own date and commit; what failed is written
 down as failed.  Exit code 1 then.
@@ -58,10 +59,19 @@ def _in_words(figures: dict[str, Any]) -> str:
     return f"{what}: {', '.join(told)} ({seconds} s)"
 
 
-def sanitized(name: str) -> tuple[bool, list[str]]:
-    """What a build ran and what was left out, and pytest's closing line."""
-    marks = ("passed", "failed", "FAILED", "error", "ERROR:", "WARNING: ThreadSanitizer", "left out")
-    return _told([sys.executable, "tests/sanitize.py", name], marks)
+def sanitized(name: str, files: list[str]) -> dict[str, tuple[bool, list[str]]]:
+    """What each file's process came to, pytest's closing line; what was left out; what a fault said."""
+    marks = ("tests/", "left out", "ERROR: ", "WARNING: ThreadSanitizer", "runtime error")
+    _, lines = _told([sys.executable, "tests/sanitize.py", name, *files], marks)
+    parts: dict[str, tuple[bool, list[str]]] = {}
+    for line in lines:
+        file, _, closing = line.partition(".py: ")
+        if closing and file.startswith("tests/") and " " not in file:
+            parts[f"{name}/{file}.py"] = closing != "failed", [line]
+        else:
+            good, said = parts.get(f"{name}/", (True, []))
+            parts[f"{name}/"] = good and line.startswith("left out"), [*said, line]
+    return parts
 
 
 def _told(
@@ -79,42 +89,44 @@ def _told(
 
 
 def render(parts: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """The results as Markdown: what was seen in one run stands above its stamp."""
     lines = ["# Verification", ""]
     for kind, told in ABOUT.items():
-        own = {name: part for name, part in sorted(parts.items()) if name.split("/")[0] == kind}
+        own = [part for name, part in sorted(parts.items()) if name.split("/")[0] == kind]
         if not own:
             continue
-        passed = all(part["passed"] for part in own.values())
+        passed = all(part["passed"] for part in own)
         lines += [f"## {kind}: {'passed' if passed else 'FAILED'}", "", told, ""]
-        for name, part in own.items():
-            lines += [f"### {name}", ""] if "/" in name else []
-            lines += [f"- {line}" for line in part["lines"]]
-            lines += ["", in_words(part["about"]), ""]
+        for stamped in dict.fromkeys(in_words(part["about"]) for part in own):
+            same = [part for part in own if in_words(part["about"]) == stamped]
+            lines += [f"- {line}" for part in same for line in part["lines"]] + ["", stamped, ""]
     return "\n".join(lines)
 
 
-def keep(name: str) -> bool:
+def keep(name: str, files: list[str]) -> bool:
     """Run one, keep what it saw; whether all went well."""
     kind, _, file = name.partition("/")
-    about = stamp(f"python benchmarks/verification.py {name}")
-    passed, lines = soak(file) if kind == "soak" else sanitized(name)
+    about = stamp(f"make {'soak' if kind == 'soak' else 'sanitize'}")
+    seen = {name: soak(file)} if kind == "soak" else sanitized(name, files)
     parts = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    parts[name] = {"passed": passed, "about": about, "lines": lines}
+    for each, (passed, lines) in seen.items():
+        parts[each] = {"passed": passed, "about": about, "lines": lines}
     RESULTS.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
     RESULTS.with_suffix(".md").write_text(render(parts), encoding="utf-8")
-    return passed
+    return all(passed for passed, _ in seen.values())
 
 
-def main(names: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Run what is named."""
-    files = [f"soak/{file.stem.removeprefix('test_')}" for file in sorted((ROOT / SOAKED).glob("test_*.py"))]
-    runs = {name: [name] for name in ("address", "thread", *files)}
-    runs |= {"sanitize": ["address", "thread"], "soak": files}
+    soaked = [f"soak/{file.stem.removeprefix('test_')}" for file in sorted((ROOT / SOAKED).glob("test_*.py"))]
+    runs = {name: [name] for name in ("address", "thread", *soaked)}
+    runs |= {"sanitize": ["address", "thread"], "soak": soaked}
+    files = [word for word in words if word.startswith("tests/")]
+    names = [word for word in words if word not in files]
     if not names or not set(names) <= runs.keys():
         print(__doc__)
         return 2
-    went_well = [keep(each) for name in names for each in runs[name]]
+    went_well = [keep(each, files) for name in names for each in runs[name]]
     return 0 if all(went_well) else 1
 
 

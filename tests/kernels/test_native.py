@@ -40,7 +40,7 @@ def as_set(module: ModuleType) -> KernelSet:
 
 
 # A sanitizer's checks make everything so much slower.
-PATIENCE = 10 if "UNSPOOL_SANITIZED" in os.environ else 1
+PATIENCE = 30 if "UNSPOOL_SANITIZED" in os.environ else 1
 
 
 def in_a_new_process(code: str, *, timeout: float = 60, **environment: str) -> str:
@@ -64,7 +64,11 @@ def in_a_new_process(code: str, *, timeout: float = 60, **environment: str) -> s
 
 
 # A layer heavy enough for threads, in a process of its own; with few rows the threads share its units.
-_LAYER = """
+_LAYER = (
+    f"""
+patience = {PATIENCE}
+"""
+    + """
 import os, signal, sys
 import numpy as np
 from unspool.kernels import native
@@ -84,6 +88,7 @@ def bits():
     arrays = [*trace[:3], *final, gradients.x, *gradients.weights[0][:3], *gradients.weights[-1][:3], *flow]
     return b"".join(array.tobytes() for array in arrays)
 """
+)
 LAYER, FEW = _LAYER.format("65, 23, 2"), _LAYER.format("200, 2, 1")
 either = pytest.mark.parametrize("layer", [LAYER, FEW], ids=["rows", "units"])
 
@@ -211,7 +216,7 @@ def test_torchs_threads_are_shared_and_give_the_bits_of_own_ones(native: ModuleT
         for _ in range(20):
             pid = os.fork()
             if pid == 0:
-                signal.alarm(20)
+                signal.alarm(20 * patience)
                 os._exit(0 if bits() == want else 1)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
             assert bits() == want and float(many.sum()) == 1_000_000
@@ -230,7 +235,7 @@ def test_a_child_forked_before_the_engine_ran_has_own_threads(native: ModuleType
         float(many.sum())
         pid = os.fork()
         if pid == 0:
-            signal.alarm(20)
+            signal.alarm(20 * patience)
             native.set_threads(3)
             bits()
             os._exit(0)
@@ -283,7 +288,7 @@ def test_a_child_forked_after_a_parallel_region_works(native: ModuleType, layer:
         def child(deep):
             pid = os.fork()
             if pid == 0:
-                signal.alarm(20)
+                signal.alarm(20 * patience)
                 code = 9
                 try:
                     same = bits() == want and (deep == 0 or child(deep - 1) == 0) and bits() == want
@@ -319,7 +324,7 @@ def test_a_child_forked_while_another_thread_computes_works(native: ModuleType, 
             for _ in range(30):
                 pid = os.fork()
                 if pid == 0:
-                    signal.alarm(20)
+                    signal.alarm(20 * patience)
                     os._exit(0 if bits() == want else 1)
                 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         finally:
@@ -418,7 +423,7 @@ def test_a_process_ends_well_while_the_pool_lives(native: ModuleType) -> None:
         for _ in range(10):
             pid = os.fork()
             if pid == 0:
-                signal.alarm(20)
+                signal.alarm(20 * patience)
                 bits()
                 sys.exit(7)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
