@@ -96,6 +96,10 @@ def rows() -> Iterator[Row]:
     for directions in (1, 2):
         for training in (False, True):
             yield layer_row("LSTM", 100, 1, 128, directions, None, training)
+    for layers in (2, 3):
+        title = f"LSTM, T=100, B=1, I=H=64, {layers} layers: inference"
+        products = layers * 100 * 4 * 64 * 2 * 64
+        yield Row(title, lambda n=layers: layer("LSTM", 100, 1, 64, 1, False, False, n), products)
     for hidden in (64, 256):
         for training in (False, True):
             yield layer_row("LSTM", 200, 32, hidden, 1, "uniform", training)
@@ -259,10 +263,17 @@ def layer_row(
 
 
 def layer(
-    cell: str, steps: int, batch: int, hidden: int, directions: int, ragged: bool, training: bool
+    cell: str,
+    steps: int,
+    batch: int,
+    hidden: int,
+    directions: int,
+    ragged: bool,
+    training: bool,
+    layers: int = 1,
 ) -> Ways:
-    """The ways of running one layer; ragged also with all padding computed."""
-    options: Any = {"bidirectional": directions == 2}
+    """The ways of running one layer, or some; ragged also with all padding computed."""
+    options: Any = {"bidirectional": directions == 2, "num_layers": layers}
     theirs = getattr(torch.nn, cell)(hidden, hidden, **options)
     ours = getattr(nn, cell)(hidden, hidden, **options)
     ours.load_state_dict(theirs.state_dict())

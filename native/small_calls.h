@@ -13,15 +13,20 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "engine.h"
 #include "memory.h"
+#include "wavefront.h"
 
 namespace unspool {
 namespace {
@@ -101,7 +106,7 @@ class SmallCalls {
     std::array<Look, 8> w;
     std::vector<int64_t> own_lengths;
     if (threads < 1 || level < 0 || level >= layers_ || !given(T, B, level, x, hidden, cell, run) ||
-        !ragged(lengths, own_lengths, run) || !read(weights, w))
+        !ragged(lengths, own_lengths, run) || !read(weights, sizes_, w))
       return nb::bool_(false);
     Forward to{};
     float* kept = nullptr;
@@ -115,10 +120,56 @@ class SmallCalls {
     }
     std::unique_ptr<PackedWeights> packed;
     at_work(T * B, run, [&] {
-      packed = pack(w, threads);
+      packed = pack(w, sizes_, threads);
       return engine_->forward(*packed->packed, run, to, threads);
     });
     return trace.is_none() ? nb::object(nb::bool_(true)) : nb::cast(packed.release(), nb::rv_policy::take_ownership);
+  }
+
+  // All layers of a module of one direction, of which this is the lowest: threads work at several layers, each at
+  // another chunk of time (wavefront.h).  `weights` has a tuple a layer, the rest is as forward takes it.  Returns false
+  // also where that gains nothing: forward then runs layer after layer.
+  bool stack(int64_t T, int64_t B, nb::handle x, nb::handle hidden, nb::handle cell, nb::handle weights, nb::handle out,
+             nb::handle final_hidden, nb::handle final_cell, int threads) const {
+    const int64_t L = layers_, H = sizes_.hidden;
+    if (threads < 2 || L < 2 || L > Wavefront::kMostLayers || sizes_.directions != 1 || T < 3 * kChunk || T > kMost ||
+        B < 1 || B > kFewRows || H > kOneThreads)
+      return false;
+    const int64_t a_step = B * sizes_.gates * H * H, products = 2 * a_step * T;  // of a layer as wide as it is high
+    if (a_step >= kOneThreads || products < kWavefrontWorth || !is_lent()) return false;
+    if (alone_.load(std::memory_order_relaxed) > 0) {
+      alone_.fetch_sub(1, std::memory_order_relaxed);
+      return false;
+    }
+    const bool lstm = sizes_.cell == Cell::lstm;
+    std::vector<Layer> all(static_cast<size_t>(L));
+    if (!PyTuple_Check(weights.ptr()) || PyTuple_Size(weights.ptr()) != L ||
+        !given(T, B, 0, x, hidden, cell, all[0].run))
+      return false;
+    for (int64_t k = 0; k < L; ++k) {
+      Layer& it = all[static_cast<size_t>(k)];
+      it.sizes = sizes_;
+      if (k > 0) it.sizes.input = H;
+      if ((k > 0 && !started(B, k, hidden, cell, it.run)) ||
+          !read(PyTuple_GetItem(weights.ptr(), static_cast<Py_ssize_t>(k)), it.sizes, it.weights) ||
+          !state(final_hidden, B, k, it.to.final_hidden) ||
+          (lstm ? !state(final_cell, B, k, it.to.final_cell) : !final_cell.is_none()))
+        return false;
+    }
+    if (!written(out, T * B * H, all.back().to.hidden)) return false;
+    Scratch between((L - 1) * T * B * H);
+    for (size_t k = 1; k < all.size(); ++k) all[k].run.x = all[k - 1].to.hidden = between.take(T * B * H);
+    Run whole{};
+    const auto begun = std::chrono::steady_clock::now();
+    at_work(L * T * B, whole, [&] {
+      const int64_t together = std::min<int64_t>(threads, L), parts = 1 + (T + kChunk - 1) / kChunk;
+      Front front{*this, all, T, B, *whole.stop, {L, parts, together, *whole.stop}};
+      parallel(together, static_cast<int>(together), Front::body, &front, *whole.stop);
+      return !front.order.failed();
+    });
+    if (std::chrono::steady_clock::now() - begun > std::chrono::nanoseconds(L * products / 5))
+      alone_.store(kAlone, std::memory_order_relaxed);
+    return true;
   }
 
   // Gradients in the shapes of what was given, `d_weights` a list like `weights`: where biases only add, the
@@ -199,6 +250,62 @@ class SmallCalls {
   };
   static constexpr int64_t kMost = int64_t{1} << 24;  // of a size, and of rows times steps: no product overflows
 
+  static constexpr int64_t kChunk = 12;          // steps that a layer is ahead of the next
+  static constexpr int64_t kFewRows = 6;         // a tile's: more are split by rows
+  static constexpr int64_t kOneThreads = 45'000;  // products of a step from which threads share it: as in engine.cpp
+  static constexpr int64_t kWavefrontWorth = 500'000;  // products of a layer that are worth another, awake thread
+
+  // A team ends together.  Where one of its threads was put aside by the system, a call takes several times what it
+  // takes alone; after such a call so many go alone.
+  static constexpr int64_t kAlone = 200;
+  static inline std::atomic<int64_t> alone_{0};
+
+  // A layer of a stack at work.
+  struct Layer {
+    Sizes sizes{};
+    std::array<Look, 8> weights{};
+    Run run{};
+    Forward to{};
+    std::unique_ptr<PackedWeights> packed;
+  };
+
+  // Its part 0 packs the weights, the others are chunks of steps.
+  struct Front {
+    const SmallCalls& of;
+    std::vector<Layer>& layers;
+    int64_t T, B;
+    Stop& stop;
+    Wavefront order;
+
+    static void body(void* context, int64_t) {
+      auto& front = *static_cast<Front*>(context);
+      front.order.run([&](int64_t layer, int64_t part) {
+        return front.work(front.layers[static_cast<size_t>(layer)], part);
+      });
+    }
+
+    bool work(Layer& it, int64_t part) const {
+      if (part == 0) {
+        try {
+          it.packed = of.pack(it.weights, it.sizes, 1);
+        } catch (const std::bad_alloc&) {
+          return false;
+        }
+        return true;
+      }
+      const int64_t from = (part - 1) * kChunk;
+      Run run = it.run;
+      Forward to = it.to;
+      run.time = std::min(kChunk, T - from);
+      run.batch = B;
+      run.x += from * B * it.sizes.input;
+      run.stop = &stop;
+      to.hidden += from * B * it.sizes.hidden;
+      if (from > 0) run.hidden = to.final_hidden, run.cell = to.final_cell;
+      return of.engine_->forward(*it.packed->packed, run, to, 1);
+    }
+  };
+
   bool extra() const { return sizes_.cell == Cell::lstm || sizes_.cell == Cell::gru; }
 
   static constexpr int kInteger = 0, kFloat = 2;  // DLPack's codes
@@ -256,9 +363,7 @@ class SmallCalls {
     run.time = T;
     run.batch = B;
     run.x = input.data;
-    const bool lstm = sizes_.cell == Cell::lstm;
-    if (hidden.is_none()) return cell.is_none();
-    return state(hidden, B, level, run.hidden) && (lstm ? state(cell, B, level, run.cell) : cell.is_none());
+    return started(B, level, hidden, cell, run);
   }
 
   // Copies the lengths: what is checked here must be what the engine reads, whoever writes on the caller's meanwhile.
@@ -274,12 +379,19 @@ class SmallCalls {
     return true;
   }
 
-  bool read(nb::handle weights, std::array<Look, 8>& w) const {
+  // The state before the first step.
+  bool started(int64_t B, int64_t level, nb::handle hidden, nb::handle cell, Run& run) const {
+    if (hidden.is_none()) return cell.is_none();
+    return state(hidden, B, level, run.hidden) &&
+           (sizes_.cell == Cell::lstm ? state(cell, B, level, run.cell) : cell.is_none());
+  }
+
+  bool read(nb::handle weights, const Sizes& sizes, std::array<Look, 8>& w) const {
     const int64_t a_direction = bias_ ? 4 : 2, rows = sizes_.gates * sizes_.hidden;
     if (!PyTuple_Check(weights.ptr()) || PyTuple_Size(weights.ptr()) != a_direction * sizes_.directions)
       return false;
     for (int64_t i = 0; i < a_direction * sizes_.directions; ++i) {
-      const int64_t part = i % a_direction, wide = part == 0 ? sizes_.input : sizes_.hidden;
+      const int64_t part = i % a_direction, wide = part == 0 ? sizes.input : sizes.hidden;
       Look& seen = w[static_cast<size_t>(i)];
       if (!look(PyTuple_GetItem(weights.ptr(), static_cast<Py_ssize_t>(i)), seen)) return false;
       if (part < 2 ? seen.dims != 2 || seen.first != rows || seen.last != wide : seen.dims != 1 || seen.last != rows)
@@ -289,7 +401,7 @@ class SmallCalls {
   }
 
   // Biases that only add are summed as torch sums them, to the bit.
-  std::unique_ptr<PackedWeights> pack(const std::array<Look, 8>& w, int threads) const {
+  std::unique_ptr<PackedWeights> pack(const std::array<Look, 8>& w, const Sizes& sizes, int threads) const {
     Scratch scratch(sizes_.directions * sizes_.gates * sizes_.hidden);
     const size_t a_direction = bias_ ? 4 : 2;
     const int64_t H = sizes_.hidden, rows = sizes_.gates * H;
@@ -308,7 +420,7 @@ class SmallCalls {
       const float* candidate = !gru ? nullptr : bias_ ? part[3].data + 2 * H : bias;
       of[d] = {part[0].data, part[1].data, bias, candidate};
     }
-    return std::make_unique<PackedWeights>(engine_, sizes_, of, threads);
+    return std::make_unique<PackedWeights>(engine_, sizes, of, threads);
   }
 
   // Short calls keep the interpreter's lock: to let go of it costs as much as they do.

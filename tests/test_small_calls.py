@@ -2,8 +2,10 @@
 
 import copy
 import io
+import os
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import patch
 
@@ -211,6 +213,112 @@ def test_long_sequences_of_few_rows_have_the_same_bits_on_any_number_of_threads(
                 assert torch.equal(ours, theirs)
     finally:
         unspool.set_threads(before)
+
+
+def in_one_go(layer: Any, x: Tensor, hx: Any = None) -> list[Tensor] | None:
+    """Output and final states of layers that threads work at in a wavefront; None: they do not, this time."""
+    layers, (time, batch, _), hidden = layer.num_layers, x.shape, layer.hidden_size
+    weights = tuple(tuple(getattr(layer, name) for name in names) for names in layer._names)
+    is_lstm = isinstance(layer, nn.LSTM)
+    given = (None, None) if hx is None else hx if is_lstm else (hx, None)
+    results = [torch.full((time, batch, hidden), torch.nan)]
+    results += [torch.full((layers, batch, hidden), torch.nan) for _ in range(2 if is_lstm else 1)]
+    written = (*results, None)[:3]
+    native = layer._small[0].native
+    return results if native.stack(time, batch, x, *given, weights, *written, 2) else None
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = unspool.info()["threads"]
+    unspool.set_threads(2)
+    yield
+    unspool.set_threads(before)
+
+
+@pytest.mark.skipif(unspool.info()["thread pool"] == "own", reason="own threads sleep between calls")
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("layers", [2, 3, 4, 5])
+@pytest.mark.parametrize("stated", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("cell", MAKERS)
+def test_layers_in_a_wavefront_have_the_bits_of_layers_one_after_another(
+    cell: str, batch: int, stated: bool, layers: int
+) -> None:
+    """Of lengths that chunks divide and that they do not."""
+    layer = MAKERS[cell](40, 56, num_layers=layers)
+    hx = states(cell, layers, batch, 56) if stated else None
+    for time in (96, 101):
+        x = torch.randn(time, batch, 40)
+        with torch.no_grad():
+            # After a call that was slow, since a thread was put aside, some hundred go layer by layer.
+            found = next(filter(None, (in_one_go(layer, x, hx) for _ in range(1000))))
+            expected = flat(general(layer)(x, hx))
+            assert goes_short(layer, x, hx)
+            for threads in (1, 2, 4):
+                unspool.set_threads(threads)
+                for a, b, c in zip(flat(layer(x, hx)), expected, found, strict=True):
+                    assert torch.equal(a, b)
+                    assert torch.equal(c, b)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_wavefront_begun_from_many_python_threads_has_the_same_bits() -> None:
+    layer, x = nn.LSTM(64, 64, 3), torch.randn(100, 1, 64)
+
+    def some() -> list[list[Tensor]]:
+        with torch.no_grad():
+            return [flat(layer(x)) for _ in range(20)]
+
+    with torch.no_grad():
+        expected = flat(general(layer)(x))
+    with ThreadPoolExecutor(8) as callers:
+        for found in [run.result() for run in [callers.submit(some) for _ in range(8)]]:
+            for results in found:
+                assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_a_fork_layers_that_went_in_a_wavefront_run_on() -> None:
+    layer, x = nn.GRU(64, 64, 2), torch.randn(100, 1, 64)
+    with torch.no_grad():
+        expected = [layer(x)[0] for _ in range(3)][-1]
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(layer(x)[0], expected) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_wavefront_takes_nothing_whose_sizes_do_not_fit() -> None:
+    layer, x = nn.LSTM(40, 56, 2), torch.randn(100, 1, 40)
+    w = tuple(tuple(getattr(layer, name) for name in names) for names in layer._names)
+    sound: dict[str, Any] = {
+        "sizes": (100, 1), "x": x, "h": torch.randn(2, 1, 56), "c": torch.randn(2, 1, 56), "w": w,
+        "out": torch.zeros(100, 1, 56), "fh": torch.zeros(2, 1, 56), "fc": torch.zeros(2, 1, 56), "threads": 2,
+    }  # fmt: skip
+
+    def call(**changed: Any) -> bool:
+        given = {**sound, **changed}
+        return layer._small[0].native.stack(*given.pop("sizes"), *given.values())  # type: ignore[no-any-return]
+
+    wrong: dict[str, list[Any]] = {
+        "sizes": [(101, 1), (100, 2), (-100, -1), (0, 1), (2**62, 4), (2**24, 6), (12, 1)],
+        "x": [None, torch.randn(100, 1, 41), x.double()],
+        "h": [None, torch.randn(1, 1, 56), torch.randn(2, 1, 55)],
+        "c": [None, torch.randn(1, 1, 56)],
+        "w": [w[:1], list(w), (w[0], w[0]), (w[1], w[1]), (w[0], w[1][:3]), (w[0], None)],
+        "out": [None, torch.zeros(99, 1, 56)],
+        "fh": [None, torch.zeros(1, 1, 56)],
+        "fc": [None, torch.zeros(2, 1, 55)],
+        "threads": [1, 0, -1],
+    }
+    for name, values in wrong.items():
+        for value in values:
+            assert not any(call(**{name: value}) for _ in range(300)), (name, value)
+    assert not any(sound[name].any() for name in ("out", "fh", "fc"))
 
 
 def test_what_was_changed_in_place_is_seen_by_autograd() -> None:
