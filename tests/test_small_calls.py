@@ -297,7 +297,8 @@ def test_a_wavefront_takes_nothing_whose_sizes_do_not_fit() -> None:
     w = tuple(tuple(getattr(layer, name) for name in names) for names in layer._names)
     sound: dict[str, Any] = {
         "sizes": (100, 1), "x": x, "h": torch.randn(2, 1, 56), "c": torch.randn(2, 1, 56), "w": w,
-        "out": torch.zeros(100, 1, 56), "fh": torch.zeros(2, 1, 56), "fc": torch.zeros(2, 1, 56), "threads": 2,
+        "out": torch.zeros(100, 1, 56), "fh": torch.zeros(2, 1, 56), "fc": torch.zeros(2, 1, 56),
+        "threads": 2,
     }  # fmt: skip
 
     def call(**changed: Any) -> bool:
