@@ -119,10 +119,9 @@ def run(name: str, chosen: list[str]) -> bool:
     command = [*fixed, str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "3600"]
     command += [f"--deselect={test}" for test in sanitizer.left_out]
     print(sanitizer.flags, flush=True)
-    if not chosen:
-        for test, why in sanitizer.left_out.items():
-            print(f"left out: {test}: {why}", flush=True)
-        print("left out: three of four cases that tests/verification draws in make test: time", flush=True)
+    for test, why in sanitizer.left_out.items():
+        print(f"left out: {test}: {why}", flush=True)
+    print("left out: three of four cases that tests/verification draws in make test: time", flush=True)
 
     def went_well(file: str) -> bool:
         done = subprocess.run([*command, file], cwd=ROOT, env=environment, capture_output=True, text=True)

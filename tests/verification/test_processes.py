@@ -33,7 +33,7 @@ def test_every_child_of_many_forks_works(native: ModuleType, layer: str) -> None
         print(worked)
     """
     tally = Tally("forks after a parallel region, each child within 5 s")
-    assert in_a_new_process(layer + textwrap.dedent(code), timeout=600) == str(count)
+    assert in_a_new_process(layer + textwrap.dedent(code), timeout=3000) == str(count)
     tally.add("forks", count)
     tally.close()
 
