@@ -75,6 +75,10 @@ class Small:
         # Sizes one by one: torch reads a tuple of them for a third of a microsecond longer.
         return like.new_empty(*shape) if math.prod(shape) < LARGE else torch.from_numpy(self.empty(*shape))
 
+    def copy(self, part: Tensor) -> Tensor:
+        """A copy, of a large tensor in memory that is quickly found."""
+        return part.clone() if part.numel() < LARGE else self.room(part, part.shape).copy_(part)
+
     def kept(self, rows: int) -> int:
         """How many numbers the engine keeps of so many rows: gates, then cell states or candidates."""
         gates = rows * self.rows
@@ -181,9 +185,7 @@ def small_call(
         x = output
     if tap is not None:  # only now: had one layer been refused, the general way would tell of all
         read, traces = [part for part, _ in heard] + [x], [kept for _, kept in heard]
-        # What the caller has too is copied at once, the large parts in memory that is quickly found.
-        for i in (0, -1):
-            read[i] = small.room(x, read[i].shape).copy_(read[i])
+        read[0], read[-1] = small.copy(read[0]), small.copy(x)  # at once: the caller has them too
         given = [None if part is None else part.clone() for part in (hidden, cell, lengths)]
         tap.later(partial(_tell, small, sizes, read, given, traces))
     return x, final, final_cell
