@@ -13,7 +13,7 @@ import networks
 from unspool import files, nn
 from unspool.errors import ConfigError, InputError, KernelsError, ModelFileError
 from unspool.exchange import to_onnx
-from unspool.introspect import Recording, contributions, jacobian, record
+from unspool.introspect import Recording, contributions, jacobian, memory_span, record, saturation
 from unspool.kernels.contract import Cell, Trace
 from unspool.model import CARD, CONFIG, VOCABULARY, Description, Model, config_text
 from unspool.training import weights
@@ -193,6 +193,10 @@ def test_it_is_recorded_and_attributed(chosen: str, tmp_path: Path) -> None:
             if getattr(trace, field) is not None:
                 assert not differ(getattr(trace, field), getattr(other, field))
     assert recording.columns()
+    for measure in (saturation, memory_span):
+        assert str(measure(model, TEXTS[2])) == str(measure(recording))
+        with pytest.raises(InputError, match="only texts are looked at"):
+            measure(model, np.zeros((3, 5), np.float32))
     if not model.description.layer_norm:  # a norm of W x hardly knows how large x is, and all of it near 0
         found = contributions(model, TEXTS[2], steps=1024)
         assert abs(found.gap) < 0.001 * abs(found.values).sum()

@@ -9,7 +9,7 @@ import torch
 import networks
 from unspool import introspect, nn
 from unspool.errors import InputError
-from unspool.kernels.contract import Gate
+from unspool.kernels.contract import Cell, Gate
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -48,6 +48,46 @@ def test_saturation_is_counted_over_real_steps() -> None:
     assert found[Gate.FORGET].units.tolist() == [1, 0, 0, 0]
     assert found[Gate.INPUT].low == pytest.approx(0.25)
     assert found[Gate.OUTPUT].low == found[Gate.OUTPUT].high == 0
+
+
+@pytest.mark.parametrize("chosen", ["proj_size", "layer_norm", "peephole", "zoneout", "cell_clip"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_layer_with_options_is_looked_at_without_derivatives(chosen: str, batch_first: bool) -> None:
+    """Its gates are those of its trace, as it answers: in eval mode, zoneout by its mean."""
+    option: Any = {"proj_size": 3, "zoneout": 0.3, "cell_clip": 0.2}.get(chosen, True)
+    torch.manual_seed(0)
+    layer = nn.LSTM(3, 4, 2, batch_first=batch_first, bidirectional=True, **{chosen: option})
+    x, lengths = torch.randn(2, 9, 3) if batch_first else torch.randn(9, 2, 3), torch.tensor([9, 2])
+    wanted = layer.eval().trace(x, lengths=lengths)
+    layer.train()
+    taken = introspect.record(layer, x.numpy().astype(np.float64), lengths=lengths)
+    for ours, theirs in zip(taken[""].traces, wanted, strict=True):
+        assert np.array_equal(ours.gates, theirs.gates.numpy())
+        assert np.array_equal(ours.hidden, theirs.hidden.numpy())
+    real = np.arange(9)[:, None] < lengths.numpy()
+    for s in introspect.saturation(layer, x, lengths=lengths):
+        gate = wanted[s.layer].gates[:, :, s.direction, list(Cell.LSTM.gates).index(s.gate)].numpy()[real]
+        assert s.high == pytest.approx((gate > 0.95).mean())
+    assert {(s.layer, s.direction) for s in introspect.memory_span(layer, x)} == {
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    }
+    for span in introspect.memory_span(layer, x, lengths=lengths):
+        forget = (
+            wanted[span.layer].gates[:, :, span.direction, list(Cell.LSTM.gates).index(Gate.FORGET)].numpy()
+        )
+        assert span.steps == pytest.approx(-1 / np.log(forget[real].astype(np.float64)).mean(0))
+    assert layer.training
+    for look, where in (
+        (introspect.gradient_flow, {"at": 3}),
+        (introspect.gradient_terms, {"at": 3}),
+        (introspect.jacobian, {"at": 3, "of": 1}),
+    ):
+        for given in (layer, torch.nn.Sequential(layer)):
+            with pytest.raises(InputError, match=f"derivatives(.|\n)*{chosen}(.|\n)*record, saturation"):
+                look(given, x, **where)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(("kind", "first"), [(nn.LSTM, 2), (nn.GRU, 2)])

@@ -174,7 +174,7 @@ def record(given: Any, x: Any, *, lengths: Any = None) -> Any:
         if lengths is not None:
             raise InputError("a text has its own length.\n  Received: lengths.\n  Fix: leave them out.")
         return _of_text(given, x)
-    if whole.is_whole(given):
+    if whole.runs_itself(given):
         return whole.ran(given, x, lengths)
     stack = stacks.of(given)
     return Capture({"": [Reading.of(stack.cell, stack.forward(stack.read(x)[0], lengths))]})

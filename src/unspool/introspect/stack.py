@@ -220,7 +220,7 @@ def of(layer: Any, kernels: str = "auto") -> Stack:
     weights: tuple[tuple[Weights, ...], ...]
     if isinstance(layer, READERS):
         d = layer.description
-        _refuse_options(getattr(d, "options", ()))
+        _refuse_options(beyond(layer))
         weights = tuple(map(tuple, layer.weights))
         dtype, batch_first, cell = "float32", False, d.cell
         chosen = layer.kernels if kernels == "auto" else load(kernels)
@@ -232,11 +232,21 @@ def of(layer: Any, kernels: str = "auto") -> Stack:
     return Stack(cell, chosen, weights, prepared, len(weights[0]), batch_first, dtype)
 
 
-def _refuse_options(beyond: Sequence[str]) -> None:
-    if beyond:
+def beyond(given: Any) -> list[str]:
+    """What the layers of a layer or a reader of texts have beyond the plain cell, by the arguments' names."""
+    if isinstance(given, READERS):
+        return list(getattr(given.description, "options", ()))
+    names = ("proj_size", "layer_norm", "peephole", "zoneout", "cell_clip")
+    return [name for name in names if is_layer(given) and getattr(given, name, False)]
+
+
+def _refuse_options(options: Sequence[str]) -> None:
+    if options:
         raise InputError(
-            "a layer with more than the plain cell cannot be looked at yet.\n"
-            f"  Received: {', '.join(beyond)}.\n  Fix: take the gates and states of its trace."
+            "derivatives and changes of a layer with more than the plain cell cannot be looked at yet.\n"
+            f"  Received: {', '.join(options)}.\n"
+            "  Fix: look at its gates and states: record, saturation and memory_span take a layer of "
+            "unspool.nn and a model."
         )
 
 
@@ -247,8 +257,7 @@ def _of_torch(layer: Any) -> tuple[Cell, tuple[tuple[Weights, ...], ...], bool]:
             f"this is no recurrent layer.\n  Received: {type(layer).__name__}.\n"
             f"  Fix: pass an RNN, LSTM or GRU of unspool.nn or torch.nn, or a trained model, such as a Model."
         )
-    names = ("proj_size", "layer_norm", "peephole", "zoneout", "cell_clip")
-    _refuse_options([name for name in names if getattr(layer, name, False)])
+    _refuse_options(beyond(layer))
     cell = _CELLS[str(layer.mode)]
     suffixes = ("", "_reverse") if layer.bidirectional else ("",)
     found = []

@@ -124,7 +124,8 @@ def memory_span(given: Any, x: Any = None, *, lengths: Any = None) -> MemorySpan
 
     `keep` is the LSTM's forget gate or the GRU's update gate: after n steps the product of gates has
     left e^(-n/span) of what was there.  It is the gates' part alone: what a unit tells the others, and
-    hears again from them, may last longer (`gradient_flow` measures all of it).
+    hears again from them, may last longer (`gradient_flow` measures all of it), and so does what zoneout
+    keeps.
 
     Args:
         given, x, lengths: as for `saturation`.
@@ -175,8 +176,10 @@ def _readings(given: Any, x: Any, lengths: Any) -> dict[str, list[Reading]]:
         taken = given.readings
     elif x is None:
         raise InputError("what should the layer read?\n  Received: x=None.\n  Fix: pass x.")
-    elif whole.is_whole(given):
+    elif whole.runs_itself(given):
         taken = whole.ran(given, x, lengths).readings
+    elif isinstance(given, stacks.READERS) and stacks.beyond(given):
+        taken = {"": [_of_texts(given, x, lengths)]}
     else:
         stack = stacks.of(given)
         array, _, lengths = stacks.entered(stack, given, x, lengths)
@@ -185,6 +188,19 @@ def _readings(given: Any, x: Any, lengths: Any) -> dict[str, list[Reading]]:
     if not found:
         raise InputError("there is nothing to look at.\n  Received: no layer that has read a step.")
     return found
+
+
+def _of_texts(model: stacks.Reader, x: Any, lengths: Any) -> Reading:
+    """What a model whose layers have options computes of a text or a list."""
+    texts = [x] if isinstance(x, str) else x
+    if lengths is not None or not isinstance(texts, list | tuple) or not all(type(t) is str for t in texts):
+        raise InputError(
+            f"of a model with {', '.join(stacks.beyond(model))} only texts are looked at.\n"
+            f"  Received: {type(x).__name__}{' and lengths' if lengths is not None else ''}.\n"
+            "  Fix: pass a text, or a list of texts, and no lengths."
+        )
+    embedded, real = stacks.read_texts(model, list(texts))
+    return Reading(model.description.cell, real, [], model.traced(embedded, real))
 
 
 def _with_modules(rows: Any) -> dict[str, Any]:

@@ -24,6 +24,13 @@ def is_whole(given: Any) -> bool:
     return hasattr(given, "named_modules") and not stacks.is_layer(given)
 
 
+def runs_itself(given: Any) -> bool:
+    """Whether what this computes is kept from its own run: a torch model; our layer that has options."""
+    return is_whole(given) or (
+        stacks.is_layer(given) and hasattr(given, "trace") and bool(stacks.beyond(given))
+    )
+
+
 def torch() -> Any:
     """The torch that the model came with."""
     return sys.modules["torch"]
@@ -76,6 +83,8 @@ def ran(model: Any, x: Any, lengths: Any = None) -> Capture:
     Raises:
         InputError: no layer of unspool.nn is in it, or none ran.
     """
+    if stacks.is_layer(model):
+        x = stacks.numbers(x).astype(str(stacks.numbers(model.weight_hh_l0).dtype))
     with answering(model), torch().no_grad(), capture(model) as taken:
         call(model, x, lengths)
     return _checked(taken)
