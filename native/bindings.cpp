@@ -576,13 +576,13 @@ NB_MODULE(_core, m) {
                     bool>())
       .def("forward", &Small::forward, nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
            nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
-           nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg())
+           nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg())
       .def("stack", &Small::stack, nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
            nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg())
       .def("backward", &Small::backward, nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
-           nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
+           nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg().none(), nb::arg().none(),
            nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
-           nb::arg().none(), nb::arg());
+           nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg());
   nb::class_<Stream>(m, "Stream")
       .def(nb::init<const std::vector<nb::object>&, int64_t, const Out&, const Out&, const std::optional<In>&,
                     const std::optional<In>&>(),

@@ -85,8 +85,14 @@ bool forward_sweep(const Packed& packed, const Run& run, const Forward& out, int
   sweep.shared_bytes = sweep.lay_out_shared(nullptr, &measure);
   sweep.own_bytes = sweep.lay_out(nullptr, &measure);
   const int64_t items = packed.sizes.directions * sweep.cut.groups, met = lockstep_floats(items);
-  float* memory = take_floats(met + items * sweep.scratch_bytes() / static_cast<int64_t>(sizeof(float)));
+  const int64_t scratch = items * sweep.scratch_bytes() / static_cast<int64_t>(sizeof(float));
+  const bool has_table = run.places != nullptr;
+  float* memory = take_floats(met + scratch + (has_table ? sweep.table_floats() : 0));
   if (memory == nullptr) return false;
+  if (has_table) {
+    sweep.of_table = memory + met + scratch;
+    parallel(sweep.table_items(), threads, ForwardSweep<C, Extended>::table_body, &sweep, *run.stop);
+  }
   sweep.locksteps = make_locksteps(sweep, memory, 0);
   sweep.scratch = reinterpret_cast<char*>(memory + met);
   parallel(items * sweep.cut.parts, threads, ForwardSweep<C, Extended>::body, &sweep, *run.stop);
@@ -167,7 +173,7 @@ bool backward_sweep(const Packed& packed, const Run& run, const Arriving& in, co
   if (right != nullptr) {
     parallel(products.right_items(), threads, Products::right_body, &products, *run.stop);
     parallel(products.weight_items(), threads, Products::weight_body, &products, *run.stop);
-    parallel(products.x_items(), threads, Products::x_body, &products, *run.stop);
+    if (run.places == nullptr) parallel(products.x_items(), threads, Products::x_body, &products, *run.stop);
     if constexpr (Extended) products.join_gathered();
   }
   for (float* array : own) give_back(array);

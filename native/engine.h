@@ -60,6 +60,10 @@ struct Run {
   const float* patch_gates = nullptr;   // (T, B, D, G, H)
   const float* patch_hidden = nullptr;  // (T, B, D, P)
   const float* patch_cell = nullptr;    // (T, B, D, H)  LSTM
+  // Which row of x each step reads, where x is a table (V, I) and not (T, B, I); null: it is not.  Of a plain layer in
+  // float32 alone.
+  const int64_t* places = nullptr;  // (T, B)  0…V-1
+  int64_t table_rows = 0;           // V
 };
 
 // What the forward pass writes, every element of it.
@@ -83,7 +87,8 @@ struct Arriving {
   const float* d_final_cell;         // (D, B, H)  LSTM; null: zeros
 };
 
-// What the backward pass writes, every element of it.
+// What the backward pass writes, every element of it; but d_x and d_input where x is a table: those follow from the sums
+// of flow_preactivation over the steps that read a row.
 struct Backward {
   float* d_x;                  // (T, B, I)
   float* d_input[2];           // (G*H, I)  a direction

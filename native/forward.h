@@ -104,6 +104,41 @@ struct ForwardSweep : Sweep {
   Lockstep* locksteps;  // one an item, where it has parts
   char* scratch;
   int64_t shared_bytes, own_bytes;  // of an item; of each of its parts
+  float* of_table = nullptr;        // (D) [panel][row][n][lane] W x + b of each row of x, where x is a table
+
+  static constexpr int64_t kTableRows = 48;  // that one item multiplies
+  int64_t table_items() const { return batch.z.directions * ((batch.run.table_rows + kTableRows - 1) / kTableRows); }
+  int64_t table_floats() const {
+    return batch.z.directions * L::panels(batch.z.hidden) * batch.run.table_rows * L::N * W;
+  }
+  float* of_table_at(int64_t d, int64_t p, int64_t row) const {
+    return of_table + ((d * L::panels(batch.z.hidden) + p) * batch.run.table_rows + row) * L::N * W;
+  }
+  static void table_body(void* context, int64_t item) { static_cast<const ForwardSweep*>(context)->table_item(item); }
+  void table_item(int64_t item) const {
+    const int64_t d = item % batch.z.directions, from = item / batch.z.directions * kTableRows;
+    const int64_t rows = smaller(kTableRows, batch.run.table_rows - from);
+    const float* x_rows[kTableRows];
+    for (int64_t r = 0; r < rows; ++r) x_rows[r] = batch.run.x + (from + r) * batch.z.input;
+    for (int64_t p = 0; p < L::panels(batch.z.hidden); ++p)
+      multiply_x(d, p, x_rows, rows, of_table_at(d, p, from));
+  }
+
+  // z = W x + b of some rows and one panel.
+  void multiply_x(int64_t d, int64_t p, const float* const* x_rows, int64_t rows, float* to) const {
+    const int64_t I = batch.z.input;
+    const float* panel = packed.input[d] + p * slots(I) * L::N * W;
+    const float* bias = packed.bias[d] + p * L::N * W;
+    if constexpr (Extended) bias = packed.beyond[d].gain_input != nullptr ? nullptr : bias;
+    over_rows(rows, [&](auto height, int64_t first) INLINE_LAMBDA {
+      constexpr int R = decltype(height)::value;
+      float* z = to + first * L::N * W;
+      tile<R, L::N>(
+          slots(I), ByRow{x_rows + first}, panel,
+          [=](int, int n) INLINE_LAMBDA { return Extended && bias == nullptr ? Vec{} : load(bias + n * W); },
+          [=](int r, int n, Vec sum) INLINE_LAMBDA { store(z + (r * L::N + n) * W, sum); });
+    });
+  }
 
   int64_t scratch_bytes() const { return shared_bytes + cut.parts * own_bytes; }
 
@@ -197,6 +232,7 @@ struct ForwardSweep : Sweep {
     const Sizes& sizes = batch.z;
     const int64_t I = sizes.input, H = sizes.hidden;
     int64_t tokens = 0;
+    if (batch.run.places != nullptr) return look_up(mine, work, from, to, panels);
     for (int64_t s = from; s < to; ++s) {
       const int64_t rows = live(mine, s);
       for (int64_t r = 0; r < rows; ++r, ++tokens) {
@@ -209,23 +245,29 @@ struct ForwardSweep : Sweep {
         }
       }
     }
-    for (int64_t p = panels.first; p < panels.end; ++p) {
-      const float* panel = packed.input[mine.d] + p * slots(I) * L::N * W;
-      const float* bias = packed.bias[mine.d] + p * L::N * W;
-      if constexpr (Extended) bias = packed.beyond[mine.d].gain_input != nullptr ? nullptr : bias;
-      over_rows(tokens, [&](auto height, int64_t first) INLINE_LAMBDA {
-        constexpr int R = decltype(height)::value;
-        float* z = z_at(work, p, first);
-        tile<R, L::N>(
-            slots(I), ByRow{work.x_rows + first}, panel,
-            [=](int, int n) INLINE_LAMBDA { return Extended && bias == nullptr ? Vec{} : load(bias + n * W); },
-            [=](int r, int n, Vec sum) INLINE_LAMBDA { store(z + (r * L::N + n) * W, sum); });
-      });
-    }
+    for (int64_t p = panels.first; p < panels.end; ++p) multiply_x(mine.d, p, work.x_rows, tokens, z_at(work, p, 0));
     if constexpr (Extended) {
       const float* gain = packed.beyond[mine.d].gain_input;
       for (int64_t token = 0; gain != nullptr && token < tokens; ++token)
         normalise_panels<C>(z_at(work, 0, token), work.tokens * L::N * W, H, gain, packed.bias[mine.d]);
+    }
+  }
+
+  // The same where x is a table whose rows have been multiplied.
+  void look_up(const Share& mine, const ForwardScratch& work, int64_t from, int64_t to, Span panels) const {
+    int64_t token = 0;
+    for (int64_t s = from; s < to; ++s) {
+      const int64_t rows = live(mine, s);
+      for (int64_t r = 0; r < rows; ++r, ++token) {
+        const int64_t b = row(mine, r), t = batch.time(mine.d, b, s);
+        const int64_t place = batch.run.places[t * batch.run.batch + b];
+        for (int64_t p = panels.first; p < panels.end; ++p) {
+          const float* of_row = of_table_at(mine.d, p, place);
+          float* z = z_at(work, p, token);
+#pragma GCC unroll 8
+          for (int n = 0; n < L::N; ++n) store(z + n * W, load(of_row + n * W));
+        }
+      }
     }
   }
 

@@ -80,6 +80,7 @@ struct Products {
   // Copies a piece of a right operand into its panels; in bfloat16 two tokens to a slot, rounded.
   void right_item(int64_t item) const {
     const int64_t operand = item / pieces(), first = item % pieces() * kPiece, D = batch.z.directions;
+    if (operand == 0 && batch.run.places != nullptr) return;
     const Right right = operand == 0 ? Right::input : operand <= D ? Right::recurrent : Right::projected;
     const int64_t d = operand == 0 ? 0 : (operand - 1) % D, count = columns(right);
     const int64_t chunk = first / kChunk * kChunk, depth = slots(smaller(kChunk, tokens - chunk));
@@ -148,7 +149,7 @@ struct Products {
       pack(left.d_input_z);
       // The biases are added after a norm, the factors lie before it.
       sum_rows(out.d_bias[d] + rows.first, out.flow_preactivation, at, depth, rows.end - rows.first, from == 0);
-      multiply(Right::input, out.d_input[d]);
+      if (batch.run.places == nullptr) multiply(Right::input, out.d_input[d]);
       if (left.d_recurrent_z != left.d_input_z) pack(left.d_recurrent_z);
       multiply(Right::recurrent, out.d_recurrent[d]);
       const int64_t candidate = larger(rows.first, 2 * batch.z.hidden);

@@ -92,20 +92,20 @@ class SmallCalls {
     sizes_ = {static_cast<Cell>(cell), directions, gates[cell], input, hidden, hidden};
   }
 
-  // x is T·B·I numbers, out T·B·D·H; states hold all layers, of which this is number `level`; `lengths` is None or B
-  // whole numbers from 0 to T; `trace` takes
-  // gates (T, B, D, G, H) and, of an LSTM, cell states, of a GRU recurrent candidates (T, B, D, H).  Returns false, true,
-  // or where a trace is kept the packed weights.
+  // x is T·B·I numbers, or where there are `places`, T·B whole numbers, a table that each step reads a row of; out is
+  // T·B·D·H; states hold all layers, of which this is number `level`; `lengths` is None or B whole numbers from 0 to T;
+  // `trace` takes gates (T, B, D, G, H) and, of an LSTM, cell states, of a GRU recurrent candidates (T, B, D, H).
+  // Returns false, true, or where a trace is kept the packed weights.
   nb::object forward(int64_t T, int64_t B, int64_t level, nb::handle x, nb::handle hidden, nb::handle cell,
-               nb::handle lengths, nb::handle weights, nb::handle out, nb::handle final_hidden, nb::handle final_cell,
-               nb::handle trace, int threads) const {
+               nb::handle lengths, nb::handle places, nb::handle weights, nb::handle out, nb::handle final_hidden,
+               nb::handle final_cell, nb::handle trace, int threads) const {
     if (T < 1 || B < 1 || T > kMost || B > kMost / T) return nb::bool_(false);
     const bool lstm = sizes_.cell == Cell::lstm;
     const int64_t D = sizes_.directions, elements = T * B * D * sizes_.hidden;
     Run run{};
     std::array<Look, 8> w;
-    std::vector<int64_t> own_lengths;
-    if (threads < 1 || level < 0 || level >= layers_ || !given(T, B, level, x, hidden, cell, run) ||
+    std::vector<int64_t> own_lengths, own_places;
+    if (threads < 1 || level < 0 || level >= layers_ || !given(T, B, level, x, hidden, cell, places, own_places, run) ||
         !ragged(lengths, own_lengths, run) || !read(weights, sizes_, w))
       return nb::bool_(false);
     Forward to{};
@@ -143,8 +143,9 @@ class SmallCalls {
     }
     const bool lstm = sizes_.cell == Cell::lstm;
     std::vector<Layer> all(static_cast<size_t>(L));
+    std::vector<int64_t> no_places;
     if (!PyTuple_Check(weights.ptr()) || PyTuple_Size(weights.ptr()) != L ||
-        !given(T, B, 0, x, hidden, cell, all[0].run))
+        !given(T, B, 0, x, hidden, cell, nb::none(), no_places, all[0].run))
       return false;
     for (int64_t k = 0; k < L; ++k) {
       Layer& it = all[static_cast<size_t>(k)];
@@ -172,22 +173,25 @@ class SmallCalls {
     return true;
   }
 
+  // With places `flow` takes dL/dz (T, B, D, G, H), and there is no d_x, nor are there gradients of input weights: both
+  // follow from it.  Else it is None.
   // Gradients in the shapes of what was given, `d_weights` a list like `weights`: where biases only add, the
   // second of them is None and the first is that of both.  `packed`, `output` and `trace` are those of forward.
   bool backward(int64_t T, int64_t B, nb::handle x, nb::handle hidden, nb::handle cell, nb::handle lengths,
-                const PackedWeights& packed,
+                nb::handle places, const PackedWeights& packed,
                 nb::handle output, nb::handle trace, nb::handle d_output, nb::handle d_final_hidden,
                 nb::handle d_final_cell, nb::handle d_x, nb::handle d_weights, nb::handle d_hidden,
-                nb::handle d_cell, int threads) const {
+                nb::handle d_cell, nb::handle flow, int threads) const {
     if (T < 1 || B < 1 || T > kMost || B > kMost / T) return false;
     const bool lstm = sizes_.cell == Cell::lstm, gru = sizes_.cell == Cell::gru;
     const int64_t D = sizes_.directions, G = sizes_.gates, H = sizes_.hidden;
     const int64_t elements = T * B * D * H, stated = D * B * H;
     Run run{};
-    std::vector<int64_t> own_lengths;
+    std::vector<int64_t> own_lengths, own_places;
     const Sizes& z = packed.sizes;
+    const bool has_table = !places.is_none();
     if (threads < 1 || layers_ != 1 || packed.engine != engine_ || z.cell != sizes_.cell || z.directions != D ||
-        z.input != sizes_.input || z.hidden != H || !given(T, B, 0, x, hidden, cell, run) ||
+        z.input != sizes_.input || z.hidden != H || !given(T, B, 0, x, hidden, cell, places, own_places, run) ||
         !ragged(lengths, own_lengths, run))
       return false;
     Arriving in{};
@@ -198,7 +202,8 @@ class SmallCalls {
         (!d_output.is_none() && !written(d_output, elements, arriving)) ||
         (!d_final_hidden.is_none() && !written(d_final_hidden, stated, arriving_hidden)) ||
         (!d_final_cell.is_none() && !written(d_final_cell, stated, arriving_cell)) ||
-        !written(d_x, T * B * sizes_.input, to.d_x) ||
+        (has_table ? !d_x.is_none() || !written(flow, elements * G, to.flow_preactivation)
+                   : !flow.is_none() || !written(d_x, T * B * sizes_.input, to.d_x)) ||
         (!d_hidden.is_none() && !written(d_hidden, stated, to.d_initial_hidden)) ||
         (!d_cell.is_none() && !written(d_cell, stated, to.d_initial_cell)))
       return false;
@@ -209,7 +214,8 @@ class SmallCalls {
       const auto part = [&](int64_t i) {
         return nb::handle(PyTuple_GetItem(d_weights.ptr(), static_cast<Py_ssize_t>(d * a_direction + i)));
       };
-      if (!written(part(0), rows * sizes_.input, to.d_input[d]) || !written(part(1), rows * H, to.d_recurrent[d]))
+      if ((has_table ? !part(0).is_none() : !written(part(0), rows * sizes_.input, to.d_input[d])) ||
+          !written(part(1), rows * H, to.d_recurrent[d]))
         return false;
       if (bias_ && !written(part(2), rows, to.d_bias[d])) return false;
       if (bias_ && (gru ? !written(part(3), rows, of_recurrent_bias[d]) : !part(3).is_none())) return false;
@@ -230,7 +236,7 @@ class SmallCalls {
       to.flow_cell = scratch.take(elements);
     }
     to.flow_hidden = scratch.take(elements);
-    to.flow_preactivation = scratch.take(elements * G);
+    if (!has_table) to.flow_preactivation = scratch.take(elements * G);
     for (int64_t d = 0; d < D; ++d) {
       if (to.d_bias[d] == nullptr) to.d_bias[d] = scratch.take(rows);
       if (gru) to.d_candidate_bias[d] = bias_ ? of_recurrent_bias[d] + 2 * H : scratch.take(H);
@@ -356,25 +362,41 @@ class SmallCalls {
     return true;
   }
 
-  bool given(int64_t T, int64_t B, int64_t level, nb::handle x, nb::handle hidden, nb::handle cell, Run& run) const {
+  bool given(int64_t T, int64_t B, int64_t level, nb::handle x, nb::handle hidden, nb::handle cell, nb::handle places,
+             std::vector<int64_t>& own_places, Run& run) const {
     Look input;
-    if (!look(x, input) || input.last != sizes_.input || input.count != T * B * sizes_.input)
-      return false;
+    if (!look(x, input) || input.last != sizes_.input) return false;
+    if (places.is_none()) {
+      if (input.count != T * B * sizes_.input) return false;
+    } else {
+      if (level != 0 || input.dims != 2 || input.first < 1 || input.first > kMost ||
+          !whole(places, T * B, input.first - 1, own_places))
+        return false;
+      run.places = own_places.data();
+      run.table_rows = input.first;
+    }
     run.time = T;
     run.batch = B;
     run.x = input.data;
     return started(B, level, hidden, cell, run);
   }
 
-  // Copies the lengths: what is checked here must be what the engine reads, whoever writes on the caller's meanwhile.
+  // Copies whole numbers from 0 to `most`: what is checked here must be what the engine reads, whoever writes on the
+  // caller's meanwhile.
+  bool whole(nb::handle object, int64_t count, int64_t most, std::vector<int64_t>& own) const {
+    Look seen;
+    if (!look(object, seen, kInteger, 64) || seen.count != count) return false;
+    own.resize(static_cast<size_t>(count));
+    std::memcpy(own.data(), seen.numbers, own.size() * sizeof(int64_t));
+    for (const int64_t number : own)
+      if (number < 0 || number > most) return false;
+    return true;
+  }
+
   bool ragged(nb::handle lengths, std::vector<int64_t>& own, Run& run) const {
     if (lengths.is_none()) return true;
     Look seen;
-    if (!look(lengths, seen, kInteger, 64) || seen.dims != 1 || seen.count != run.batch) return false;
-    own.resize(static_cast<size_t>(run.batch));
-    std::memcpy(own.data(), seen.numbers, own.size() * sizeof(int64_t));
-    for (const int64_t length : own)
-      if (length < 0 || length > run.time) return false;
+    if (!look(lengths, seen, kInteger, 64) || seen.dims != 1 || !whole(lengths, run.batch, run.time, own)) return false;
     run.lengths = own.data();
     return true;
   }

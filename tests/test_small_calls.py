@@ -118,6 +118,71 @@ def test_ragged_batches_have_the_bits_of_the_general_way(cell: str, layers: int,
         assert ours.isfinite().all()
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [3, 8])
+@pytest.mark.parametrize("lengths", [None, [2, 6, 0, 3, 6, 1, 5, 5]])
+@pytest.mark.parametrize("cell", MAKERS)
+def test_rows_of_a_table_are_read_as_if_they_were_the_input(
+    cell: str, lengths: list[int] | None, batch: int, bias: bool, bidirectional: bool
+) -> None:
+    """Results to the bit; gradients but for the order of their sums."""
+    layer = MAKERS[cell](5, 9, bidirectional=bidirectional, bias=bias)
+    table, places = torch.randn(7, 5, requires_grad=True), torch.randint(7, (6, batch))
+    hx = states(cell, 2 if bidirectional else 1, batch, 9)
+    named = {} if lengths is None else {"lengths": torch.tensor(lengths[:batch])}
+    assert goes_short(layer, places, hx, table=table, **named)
+    with torch.no_grad():
+        quiet = flat(layer(places, hx, table=table, **named))
+    found = []
+    for one, given in ((layer, {"table": table}), (general(layer), {"table": table}), (layer, {})):
+        results = flat(one(places if given else table[places], hx, **named, **given))
+        leaves = [table, *flat(hx), *one.parameters()]
+        loss = sum((part * part).sum() for part in results)
+        found.append((results, torch.autograd.grad(loss, leaves)))  # type: ignore[arg-type]
+    for results, gradients in found[1:]:
+        for ours, silent, theirs in zip(found[0][0], quiet, results, strict=True):
+            assert torch.equal(ours, theirs)
+            assert torch.equal(silent, theirs)
+        for ours, theirs in zip(found[0][1], gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_a_table_derived_twice_and_mapped() -> None:
+    layer = nn.LSTM(3, 4, bidirectional=True)
+    table, places = torch.randn(4, 3, requires_grad=True), torch.randint(4, (5, 3))
+    found = []
+    for given in (places, table[places]):
+        named = {"table": table} if given is places else {}
+        output, leaves = layer(given, **named)[0], [table, *layer.parameters()]
+        first = torch.autograd.grad((output**2).sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum((d**2).sum() for d in first), leaves)
+        again = layer(places, **named)[0] if named else layer(table[places])[0]
+        mapped = torch.autograd.grad(again.sum((0, 2)), leaves, torch.eye(3), is_grads_batched=True)
+        found.append([*first, *second, *mapped])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_read_seldom_and_layers_upon_layers() -> None:
+    """Where a row is read once or twice nothing is won; with gradients several layers go the general way."""
+    table, places = torch.randn(4, 3), torch.tensor([[1, 3], [0, 1]])
+    layer, deep = nn.LSTM(3, 4), nn.LSTM(3, 4, 2)
+    with torch.no_grad():
+        assert not goes_short(layer, places, table=table)
+        assert goes_short(deep, places.repeat(2, 1), table=table)
+        assert torch.equal(layer(places, table=table)[0], layer(table[places])[0])
+        again = places.repeat(2, 1)
+        assert torch.equal(deep(again, table=table)[0], deep(table[again])[0])
+    for wrong in (torch.tensor([[4, 0]] * 4), torch.tensor([[-1, 0]] * 4)):
+        with pytest.raises(IndexError):
+            layer(wrong, table=table)
+    with pytest.raises(TypeError, match="numbers of its rows"):
+        layer(table[places], table=table)
+    with pytest.raises(ValueError, match="3D"):
+        layer(places[0, 0], table=table)
+
+
 @pytest.mark.parametrize(
     "lengths",
     [
@@ -463,7 +528,8 @@ def test_the_engine_itself_writes_nothing_where_sizes_do_not_fit() -> None:
     w = (torch.randn(16, 3), torch.randn(16, 4), torch.randn(16), torch.randn(16))
     sound: dict[str, Any] = {
         "sizes": (2, 1, 0),
-        "x": torch.randn(2, 1, 3), "h": torch.randn(1, 1, 4), "c": torch.randn(1, 1, 4), "n": None, "w": w,
+        "x": torch.randn(2, 1, 3), "h": torch.randn(1, 1, 4), "c": torch.randn(1, 1, 4),
+        "n": None, "p": None, "w": w,
         "out": torch.zeros(2, 1, 4), "fh": torch.zeros(1, 1, 4), "fc": torch.zeros(1, 1, 4),
         "trace": torch.zeros(40), "threads": 1,
     }  # fmt: skip
@@ -481,6 +547,7 @@ def test_the_engine_itself_writes_nothing_where_sizes_do_not_fit() -> None:
         "h": [None, torch.randn(1, 1, 5), torch.randn(4), torch.randn(2, 1, 4)][:2],
         "c": [None, torch.randn(1, 2, 4), torch.randn(1, 1, 4, device="meta")],
         "n": [3, [2], torch.tensor([3]), torch.tensor([-1]), torch.tensor([2, 2]), torch.tensor([2.0])],
+        "p": [3, torch.zeros(3).long(), torch.tensor([0, 0]), torch.zeros(2), torch.zeros(2, 1).long()],
         "w": [w[:3], list(w), (*w[:3], None), (w[0].T, *w[1:]), (w[1], *w[1:]), (*w[:3], torch.randn(15))],
         "out": [None, torch.zeros(3, 1, 4), torch.zeros(2, 1, 4, dtype=torch.int32)],
         "fh": [None, torch.zeros(1, 1, 3)],
@@ -500,15 +567,15 @@ def test_the_engine_takes_no_weights_that_another_layer_has_packed() -> None:
         weights = tuple(layer.parameters())
         results = (torch.zeros(2, 1, h), torch.zeros(1, 1, h), torch.zeros(1, 1, h), torch.zeros(2 * 5 * h))
         x = torch.randn(2, 1, 3)
-        packed = layer._small[0].native.forward(2, 1, 0, x, None, None, None, weights, *results, 1)
+        packed = layer._small[0].native.forward(2, 1, 0, x, None, None, None, None, weights, *results, 1)
         gradients = (*(torch.zeros_like(w) for w in weights[:3]), None)
         return packed, x, results, torch.zeros(2, 1, 3), gradients
 
     layer, wider = nn.LSTM(3, 4), nn.LSTM(3, 9)
     packed, x, (output, _, _, trace), d_x, gradients = room(layer)
     for given, fits in ((packed, True), (room(wider)[0], False)):
-        arguments = (output, trace, torch.ones_like(output), None, None, d_x, gradients, None, None, 1)
-        assert layer._small[0].native.backward(2, 1, x, None, None, None, given, *arguments) == fits
+        arguments = (output, trace, torch.ones_like(output), None, None, d_x, gradients, None, None, None, 1)
+        assert layer._small[0].native.backward(2, 1, x, None, None, None, None, given, *arguments) == fits
 
 
 def test_zeros_without_numbers_are_refused_as_in_the_general_way() -> None:

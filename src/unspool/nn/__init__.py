@@ -103,13 +103,15 @@ class RNN(Recurrent):
         lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
         recurrent_mask: Tensor | None = None,
+        table: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layers; see `LSTM.forward`.  The state is one tensor, h."""
         if resets is None and recurrent_mask is None:
-            small = self._small_call(input, hx, None, lengths)
+            small = self._small_call(input, hx, None, lengths, table)
             if small is not None:
                 return small[:2]
-        output, (hidden,) = self._run(input, None if hx is None else (hx,), lengths, resets, recurrent_mask)
+        x = self._read(input, table)
+        output, (hidden,) = self._run(x, None if hx is None else (hx,), lengths, resets, recurrent_mask)
         return output, hidden
 
 
@@ -207,6 +209,7 @@ class LSTM(Recurrent):
         lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
         recurrent_mask: Tensor | None = None,
+        table: Tensor | None = None,
     ) -> tuple[Any, tuple[Tensor, Tensor]]:
         """Run the layers.
 
@@ -220,6 +223,9 @@ class LSTM(Recurrent):
                 the reverse direction hands on.
             recurrent_mask: (L·D, B, P) multiplies h_{t-1} before the recurrent weights, the same at every
                 step: 0 or 1/keep for variational recurrent dropout.
+            table: (V, I) an embedding's weights; input is then whole numbers, without the axis I: the row
+                that each step reads.  The results of `layer(table[input])` to the bit, but plain layers
+                multiply each row with the input weights once, not at every step that reads it.
 
         Returns:
             The output (T, B, D·P) in the input's layout, 0 past each length; and h (L·D, B, P) and
@@ -231,11 +237,12 @@ class LSTM(Recurrent):
         check_pair(hx)
         if resets is None and recurrent_mask is None:
             before = hx or (None, None)
-            small = self._small_call(input, before[0], before[1], lengths)
+            small = self._small_call(input, before[0], before[1], lengths, table)
             if small is not None:
                 return small[0], small[1:]  # type: ignore[return-value]
+        x = self._read(input, table)
         output, (hidden, cell) = self._run(
-            input, None if hx is None else tuple(hx), lengths, resets, recurrent_mask
+            x, None if hx is None else tuple(hx), lengths, resets, recurrent_mask
         )
         return output, (hidden, cell)
 
@@ -306,13 +313,15 @@ class GRU(Recurrent):
         lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
         recurrent_mask: Tensor | None = None,
+        table: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layers; see `LSTM.forward`.  The state is one tensor, h."""
         if resets is None and recurrent_mask is None:
-            small = self._small_call(input, hx, None, lengths)
+            small = self._small_call(input, hx, None, lengths, table)
             if small is not None:
                 return small[:2]
-        output, (hidden,) = self._run(input, None if hx is None else (hx,), lengths, resets, recurrent_mask)
+        x = self._read(input, table)
+        output, (hidden,) = self._run(x, None if hx is None else (hx,), lengths, resets, recurrent_mask)
         return output, hidden
 
 

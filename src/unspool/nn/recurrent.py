@@ -268,7 +268,7 @@ class Recurrent(nn.Module):
         )
 
     def _small_call(
-        self, x: Any, hidden: Any, cell: Any, lengths: Any
+        self, x: Any, hidden: Any, cell: Any, lengths: Any, table: Any
     ) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """Run a plain call of few rows and steps the short way (`ops.small`); None: not such a call."""
         if (
@@ -278,10 +278,12 @@ class Recurrent(nn.Module):
             or (self.training and (self.recurrent_dropout or (self.dropout and self.num_layers > 1)))
             or self.zoneout  # may be set on a layer that is there
             or self.cell_clip
-            or not ops.may_be_small(x)
+            or not ops.may_be_small(x if table is None else table)
         ):
             return None
-        small, shape = self._small[0], x.shape
+        small, shape, places = self._small[0], x.shape, None
+        if table is not None:
+            x, places, shape = table, x, (*shape, self.input_size)
         dims, units = len(shape), small.hidden_size
         width, states = units * small.directions, self.num_layers * small.directions
         output_shape: tuple[int, ...]
@@ -299,7 +301,20 @@ class Recurrent(nn.Module):
             output_shape, stated = (time, width), (states, units)
         else:
             return None
-        return ops.small_call(self, (time, batch), (output_shape, stated), x, hidden, cell, lengths, self.tap)
+        shapes = (output_shape, stated)
+        return ops.small_call(self, (time, batch), shapes, x, hidden, cell, lengths, places, self.tap)
+
+    def _read(self, x: Tensor | PackedSequence, table: Tensor | None) -> Tensor | PackedSequence:
+        """The rows of a table that an input of whole numbers names; without a table the input itself."""
+        if table is None:
+            return x
+        if not isinstance(x, Tensor) or x.dtype not in (torch.int64, torch.int32):
+            what = received(x) if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(
+                f"with a table the input is the numbers of its rows\n  Received: {what}.\n"
+                f"  Fix: pass whole numbers from 0 to {len(table) - 1}, without the axis of features."
+            )
+        return F.embedding(x, table)
 
     def _run(
         self,

@@ -6,6 +6,7 @@ None to every other: a tensor that is not ordinary, not float32 on the CPU, with
 compiler, autocast; sizes that do not fit.  The general way then runs the call, or says what is wrong with it.
 
     T time steps   B batch   I input size   H hidden size   D directions   G gates   L layers
+    V rows of a table
 """
 
 import itertools
@@ -123,6 +124,7 @@ def small_call(
     hidden: Any,
     cell: Any,
     lengths: Any = None,
+    places: Any = None,
     tap: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Run a module whose input may be a small call's; None: it is none after all.
@@ -131,9 +133,11 @@ def small_call(
         module: has `_small`, one a layer, and `_names`, those of a layer's parameters in torch's order.
         sizes: T and B.
         shapes: of the output and of a state, as the module's caller wants them.
-        x: the input, of T·B·I numbers.
+        x: the input, of T·B·I numbers; with places, a table (V, I).
         hidden, cell: the state of all layers, or None for zeros.
         lengths: (B,) int64, or None for all T; in every other form they go the general way.
+        places: T·B int64, the row of x that each step reads; where a row is read once or twice, there is
+            nothing to win, and they go the general way.
         tap: told what ran; what gradients are wanted of and a tap listens to is no small call.
 
     Returns:
@@ -144,6 +148,10 @@ def small_call(
     if time * batch * small.rows > MOST or x.is_neg():
         return None
     dims = x.dim()
+    if places is not None:
+        if type(places) is not Tensor or tap is not None or 2 * len(x) > time * batch:
+            return None
+        dims, places = places.dim() + 1, places.contiguous()
     if not ((hidden is None or _may_be_state(hidden, dims)) and (cell is None or _may_be_state(cell, dims))):
         return None
     if lengths is not None and type(lengths) is not Tensor:
@@ -162,11 +170,11 @@ def small_call(
     if torch.is_grad_enabled() and _wants_gradient(x, hidden, cell, *itertools.chain(*of_layers)):
         if len(calls) > 1 or tap is not None:
             return None
-        return _differentiable(small, sizes, shapes, x, (hidden, cell), lengths, of_layers[0])
+        return _differentiable(small, sizes, shapes, x, (hidden, cell), (lengths, places), of_layers[0])
     final = x.new_empty(*shapes[1])
     final_cell = x.new_empty(*shapes[1]) if small.has_cell_state else None
     threads = small.threads()
-    if len(calls) > 1 and time > 1 and lengths is None and tap is None:
+    if len(calls) > 1 and time > 1 and lengths is None and places is None and tap is None:
         output = small.room(x, shapes[0])
         if small.native.stack(
             time, batch, x, hidden, cell, tuple(of_layers), output, final, final_cell, threads
@@ -177,12 +185,13 @@ def small_call(
         output = small.room(x, shapes[0])
         kept = None if tap is None else small.room(x, (small.kept(time * batch),))
         if not calls[level].native.forward(
-            time, batch, level, x, hidden, cell, lengths, weights, output, final, final_cell, kept, threads
-        ):
+            time, batch, level, x, hidden, cell, lengths, places, weights, output, final, final_cell, kept,
+            threads,
+        ):  # fmt: skip
             return None
         if kept is not None:
             heard.append((x, kept))
-        x = output
+        x, places = output, None
     if tap is not None:  # only now: had one layer been refused, the general way would tell of all
         read, traces = [part for part, _ in heard] + [x], [kept for _, kept in heard]
         read[0], read[-1] = small.copy(read[0]), small.copy(x)  # at once: the caller has them too
@@ -267,7 +276,7 @@ def _differentiable(
     shapes: tuple[tuple[int, ...], tuple[int, ...]],
     x: Tensor,
     state: Sequence[Tensor | None],
-    lengths: Tensor | None,
+    numbers: tuple[Tensor | None, Tensor | None],
     weights: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Run a module of one layer and keep what its gradient needs; None: not a small call."""
@@ -277,15 +286,15 @@ def _differentiable(
         output, hidden = small.room(x, shapes[0]), x.new_empty(*shapes[1])
         cell = x.new_empty(*shapes[1]) if small.has_cell_state else None
     packed = small.native.forward(
-        time, batch, 0, x, *state, lengths, weights, output, hidden, cell, kept, small.threads()
+        time, batch, 0, x, *state, *numbers, weights, output, hidden, cell, kept, small.threads()
     )
     if not packed:
         return None
     results = (output, hidden, cell)
-    return _Small.apply(small, packed, sizes, results, kept, lengths, x, *state, *weights)  # type: ignore[no-any-return, no-untyped-call]
+    return _Small.apply(small, packed, sizes, results, kept, *numbers, x, *state, *weights)  # type: ignore[no-any-return, no-untyped-call]
 
 
-_NOT_GIVEN = (None,) * 6  # in the place of gradients of what has none
+_NOT_GIVEN = (None,) * 7  # in the place of gradients of what has none
 
 
 class _Small(torch.autograd.Function):
@@ -300,46 +309,67 @@ class _Small(torch.autograd.Function):
         results: Any,
         kept: Tensor,
         lengths: Tensor | None,
+        places: Tensor | None,
         *given: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         ctx.small, ctx.packed, ctx.sizes = small, packed, sizes
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*given, lengths, results[0], kept)
+        ctx.save_for_backward(*given, lengths, places, results[0], kept)
         return results  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
         small, (time, batch) = ctx.small, ctx.sizes
-        x, hidden, cell, *weights, lengths, output, kept = saved = ctx.saved_tensors
+        x, hidden, cell, *weights, lengths, places, output, kept = saved = ctx.saved_tensors
         if not (
             torch.is_grad_enabled()
             or batching.is_in_old_vmap(arriving)
             or not is_ordinary((*arriving, *saved))
         ):
-            d_x = small.room(x, x.shape)
+            d_x = small.room(x, x.shape) if places is None else None
+            d_z = None if places is None else small.room(x, (time * batch, small.rows))
             d_hidden = None if hidden is None else torch.empty_like(hidden)
             d_cell = None if cell is None else torch.empty_like(cell)
             only_adds = small.bias and small.cell is not Cell.GRU
+            a_direction = 4 if small.bias else 2
             d_weights = tuple(
-                None if only_adds and i % 4 == 3 else small.room(w, w.shape) for i, w in enumerate(weights)
+                None
+                if (only_adds and i % 4 == 3) or (d_z is not None and i % a_direction == 0)
+                else small.room(w, w.shape)
+                for i, w in enumerate(weights)
             )
             dense = [None if d is None else d.resolve_neg().contiguous() for d in arriving]
             dense += [None] * (3 - len(dense))
             if small.native.backward(
-                time, batch, x, hidden, cell, lengths, ctx.packed, output, kept, *dense,
-                d_x, d_weights, d_hidden, d_cell, small.threads(),
+                time, batch, x, hidden, cell, lengths, places, ctx.packed, output, kept, *dense,
+                d_x, d_weights, d_hidden, d_cell, d_z, small.threads(),
             ):  # fmt: skip
-                both = (d_weights[i - 1] if d is None else d for i, d in enumerate(d_weights))
+                both = [d_weights[i - 1] if d is None else d for i, d in enumerate(d_weights)]
+                if d_z is not None:
+                    d_x, both[::a_direction] = _of_table(d_z, places, x, weights[::a_direction])
                 return *_NOT_GIVEN, d_x, d_hidden, d_cell, *both
         return *_NOT_GIVEN, *_by_the_operator(small, time, batch, arriving, saved)
+
+
+def _of_table(
+    d_z: Tensor, places: Tensor, table: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """The gradients of a table (V, I) and of each direction's input weights, from dL/dz (T·B, D·G·H)."""
+    of_rows = torch.ops.aten.embedding_dense_backward(d_z, places.flatten(), len(table), -1, False)
+    sums = of_rows.chunk(len(weights), 1)
+    d_table = sum(s @ w for s, w in zip(sums, weights, strict=True))
+    return d_table, [s.T @ table for s in sums]
 
 
 def _by_the_operator(
     small: Small, time: int, batch: int, arriving: Sequence[Tensor | None], saved: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """The gradient as autograd's operator, which can be mapped and differentiated again."""
-    x, hidden, cell, *weights, lengths, output, kept = saved
+    x, hidden, cell, *weights, lengths, places, output, kept = saved
     assert x is not None
+    table = x
+    if places is not None:
+        x = F.embedding(places, table)
     assert output is not None
     assert kept is not None
     directions, units = small.directions, small.hidden_size
@@ -351,7 +381,8 @@ def _by_the_operator(
         for d in range(directions)
     )
     states = (None if part is None else part.reshape(stated) for part in (hidden, cell))
-    given = (x.reshape(time, batch, x.size(-1)), *states, None, None, *flat_weights(as_kernels))
+    x = x.reshape(time, batch, x.size(-1))
+    given = (x, *states, None, None, *flat_weights(as_kernels))
     it = Layer(Run(small.cell, "native", lengths), given)
     d_output, *d_final = (*arriving, None)[:3]
     laid_out = (
@@ -377,7 +408,9 @@ def _by_the_operator(
                 listed += [d_bias, torch.cat([d_bias[: 2 * units], d_candidate])]
             else:
                 listed += [d_bias, d_bias]
-    like = zip((d_x, d_hidden, d_cell), (x, hidden, cell), strict=True)
+    if places is not None:
+        d_x = torch.ops.aten.embedding_dense_backward(d_x, places.reshape(time, batch), len(table), -1, False)
+    like = zip((d_x, d_hidden, d_cell), (table, hidden, cell), strict=True)
     return (*(None if d is None or of is None else d.reshape(of.shape) for d, of in like), *listed)
 
 

@@ -307,14 +307,18 @@ class Network(nn.Module):
         table = self.embedding.weight
         if noise is not None and config.embedding_dropout:
             table = table * noise.shared(config.embedding_dropout, len(table), 1)
-        x = F.embedding(read, table)
-        if noise is not None and config.input_dropout:
-            x = x * noise.keep(config.input_dropout, x.size(2))
+        dropped = noise is not None and config.input_dropout > 0
+        if dropped or config.layers == "torch":
+            x = F.embedding(read, table)
+            if noise is not None and dropped:
+                x = x * noise.keep(config.input_dropout, x.size(2))
+        else:
+            x = read  # our first layer looks the rows up itself
         after = []
         raw = x
         for k, layer in enumerate(self.layers):
             state = None if states is None else states[k]
-            raw, state = self._run(layer, x, state, noise)
+            raw, state = self._run(layer, x, state, noise, table if x is read else None)
             after.append(tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach())
             x = raw
             if noise is not None and config.layer_dropout:
@@ -327,10 +331,10 @@ class Network(nn.Module):
         return nats, after, x, raw
 
     def _run(
-        self, layer: nn.Module, x: Tensor, state: Any, noise: training.Noise | None
+        self, layer: nn.Module, x: Tensor, state: Any, noise: training.Noise | None, table: Tensor | None
     ) -> tuple[Tensor, Any]:
         config = self.config
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {} if table is None else {"table": table}
         if noise is not None and config.recurrent_dropout:
             mask = noise.keep(config.recurrent_dropout, 1, config.hidden_size)
             options["recurrent_mask"] = mask.transpose(0, 1)
