@@ -165,7 +165,7 @@ def cut(text: str, columns: Sequence[str] = ()) -> list[Word]:
             raise InputError(
                 f"of each word {_told(columns)} is read too, and {word!r:.60} has none.\n"
                 f"  Received: {text!r:.100}.\n"
-                f"  Fix: write the word as {'/'.join([word, *map(str.upper, map(_column, columns))]):.100}; "
+                f"  Fix: write the word as {written(word, columns):.100}; "
                 f"or give a file's lines on stdin (unspool predict)."
             )
         found.append(parts)
@@ -316,6 +316,11 @@ def _check_columns(word: Word, columns: Sequence[str]) -> None:
             f"  Received: {word!r:.60} among the words.\n"
             f"  Fix: give each word with it, as in predict([[({shown})]])."
         )
+
+
+def written(word: str, columns: Sequence[str]) -> str:
+    """How a text has a word: with other columns WORD/VALUE, here with their names for values."""
+    return "/".join([word, *map(str.upper, map(_column, columns))])
 
 
 def _column(name: str) -> str:

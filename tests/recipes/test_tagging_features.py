@@ -65,6 +65,7 @@ def test_what_stands_in_the_column_alone_tells_the_label(
     outcome: Outcome, files_of_columns: Path, tmp_path: Path
 ) -> None:
     assert outcome.measured.value > 0.95
+    assert outcome.commands[0] == 'unspool predict {best} "Time/COLUMN2 flies/COLUMN2 ./COLUMN2"'
     assert trained(files_of_columns, tmp_path / "without", "").measured.value < 0.8
     written = conll.read(outcome.folder / "predictions-test.conll", features=("2",))
     assert [s.columns for s in written] == [

@@ -28,7 +28,7 @@ from unspool.kernels.contract import Cell
 from unspool.metrics import Accuracy, SpanScore
 from unspool.recipes import layers, outcome, pretraining, reader, rules
 from unspool.recipes.chain import log_likelihood
-from unspool.sentences import Tables
+from unspool.sentences import Tables, written
 
 # What may be taken from the score of standing outside of all spans.
 _OUTSIDE = tuple(0.5 * step for step in range(9))
@@ -541,4 +541,6 @@ def _measured(parts: tagged.Parts, result: training.Result, metric: str) -> outc
     found = measure([s.labels for s in sentences], answers, spans=d.scheme != "none")
     if part == "test":
         outcome.note_test(best, f"{found.value:.4f}")
-    return outcome.Outcome(result.folder, best, metric, dev, part, found, NEXT)
+    text = " ".join(written(word, d.features) for word in ("Time", "flies", "."))
+    commands = tuple(command.replace("Time flies .", text) for command in NEXT)
+    return outcome.Outcome(result.folder, best, metric, dev, part, found, commands)
