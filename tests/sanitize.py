@@ -40,6 +40,8 @@ MEMORY = "that memory is kept, which it is not in this build"
 FORKS = "hundreds of forks beside threads: gcc 12's ASan can leave its own lock held in a child"
 TORCHS = "TSan does not see how libgomp's threads, torch's, wait for one another"
 
+SLOW = "a measurement of the machine, in a build that is many times slower"
+
 SANITIZERS = {
     "address": Sanitizer(
         "address,undefined",
@@ -53,6 +55,7 @@ SANITIZERS = {
         ("tests/contract", "tests/kernels/test_native.py", "tests/test_stream.py", "tests/verification"),
         {
             f"{NATIVE}test_memory_is_handed_out_again_only_when_it_is_free": MEMORY,
+            f"{NATIVE}test_the_machines_limits_are_those_of_a_machine": SLOW,
             f"{NATIVE}test_torchs_threads_are_shared_and_give_the_bits_of_own_ones": FORKS,
             "tests/verification/test_processes.py::test_every_child_of_many_forks_works": FORKS,
         },
@@ -73,6 +76,7 @@ SANITIZERS = {
             "tests/test_stream.py",
         ),
         {
+            f"{NATIVE}test_the_machines_limits_are_those_of_a_machine": SLOW,
             f"{NATIVE}test_torchs_threads_are_shared_and_give_the_bits_of_own_ones": TORCHS,
             f"{NATIVE}test_a_child_forked_before_the_engine_ran_has_own_threads": TORCHS,
             f"{NATIVE}test_threads_that_share_units_wait_for_nobody_who_is_kept_away[SHARED]": TORCHS,
