@@ -46,7 +46,8 @@ def soak(name: str) -> tuple[bool, list[str]]:
         environment = os.environ | {"SOAK": str(figures), "REQUIRE": "native"}
         passed, closing = _told(command, ("passed", "failed", "FAILED", "Error"), environment)
         lines = figures.read_text(encoding="utf-8").splitlines() if figures.exists() else []
-    return passed, [_in_words(json.loads(line)) for line in lines] + closing
+    told = [_in_words(json.loads(line)) for line in lines]
+    return passed, told + [f"test_{name}.py: {line}" for line in closing]
 
 
 def _in_words(figures: dict[str, Any]) -> str:
