@@ -79,6 +79,7 @@ SANITIZERS = {
             f"{NATIVE}test_the_machines_limits_are_those_of_a_machine": SLOW,
             f"{NATIVE}test_torchs_threads_are_shared_and_give_the_bits_of_own_ones": TORCHS,
             f"{NATIVE}test_a_child_forked_before_the_engine_ran_has_own_threads": TORCHS,
+            f"{NATIVE}test_ctrl_c_ends_a_long_call[torch's": TORCHS,
             f"{NATIVE}test_threads_that_share_units_wait_for_nobody_who_is_kept_away[SHARED]": TORCHS,
         },
     ),
