@@ -489,3 +489,13 @@ def test_a_cell_of_no_size_does_not_step(name: str, sizes: tuple[int, int]) -> N
     # torch steps over nothing; the kernels need one input and one unit, as torch's layers do.
     with pytest.raises(InputError, match=r"\n  Received: .*\n  Fix: "):
         getattr(nn, name)(*sizes)(torch.randn(2, sizes[0]))
+
+
+@pytest.mark.parametrize(("name", "value"), [("bidirectional", True), ("input_size", 9), ("hidden_size", 9)])
+def test_a_size_changed_on_a_layer_that_is_there_is_not_passed_over(name: str, value: Any) -> None:
+    layer, x = nn.LSTM(4, 8), torch.randn(3, 1, 4)
+    with torch.no_grad():
+        layer(x)
+        setattr(layer, name, value)
+        with pytest.raises((RuntimeError, AttributeError)):
+            layer(x)

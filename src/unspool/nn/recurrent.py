@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _BEYOND = ("proj_size", "layer_norm", "peephole", "zoneout", "cell_clip")  # what a plain cell does not have
 # Parameters that torch's layers do not have, by the contract's names; on each the layer's suffix follows.
 _OPTIONS = ("peephole", "norm_input", "norm_recurrent", "norm_cell")
+_SIZES = frozenset(
+    {"input_size", "hidden_size", "num_layers", "bidirectional"}
+)  # what a short way is made for
 
 
 class Recurrent(nn.Module):
@@ -121,6 +124,11 @@ class Recurrent(nn.Module):
         self._names = [
             tuple(part + suffix for suffix in self._suffixes(k) for part in parts) for k in range(num_layers)
         ]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _SIZES:  # the general way says what no longer fits
+            self.__dict__["_small"] = ()
+        super().__setattr__(name, value)
 
     @property
     def zoneout(self) -> float | tuple[float, float]:
