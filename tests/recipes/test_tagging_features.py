@@ -47,10 +47,10 @@ def files_of_columns(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(folder: Path, output: Path, features: str) -> Outcome:
+def trained(folder: Path, output: Path, features: str, epochs: int) -> Outcome:
     parts = {name: folder / f"{name}.txt" for name in ("train", "dev", "test")}
     config = tagging.Config(features=features, **parts, **SMALL)  # type: ignore[arg-type]
-    options = tagging.Options(epochs=5, batch_size=8, learning_rate=0.02, warmup_steps=0, quiet=True)
+    options = tagging.Options(epochs=epochs, batch_size=8, learning_rate=0.02, warmup_steps=0, quiet=True)
     found = tagging.train(config, options, output)
     assert found is not None
     return found
@@ -58,7 +58,7 @@ def trained(folder: Path, output: Path, features: str) -> Outcome:
 
 @pytest.fixture(scope="module")
 def outcome(files_of_columns: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return trained(files_of_columns, tmp_path_factory.mktemp("runs") / "with", "2")
+    return trained(files_of_columns, tmp_path_factory.mktemp("runs") / "with", "2", 5)
 
 
 def test_what_stands_in_the_column_alone_tells_the_label(
@@ -66,7 +66,7 @@ def test_what_stands_in_the_column_alone_tells_the_label(
 ) -> None:
     assert outcome.measured.value > 0.95
     assert outcome.commands[0] == 'unspool predict {best} "Time/COLUMN2 flies/COLUMN2 ./COLUMN2"'
-    assert trained(files_of_columns, tmp_path / "without", "").measured.value < 0.8
+    assert trained(files_of_columns, tmp_path / "without", "", 1).measured.value < 0.8
     written = conll.read(outcome.folder / "predictions-test.conll", features=("2",))
     assert [s.columns for s in written] == [
         s.columns for s in conll.read(files_of_columns / "test.txt", features=("2",))
