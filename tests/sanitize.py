@@ -52,7 +52,13 @@ SANITIZERS = {
             "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:allocator_may_return_null=1",
             "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         },
-        ("tests/contract", "tests/kernels/test_native.py", "tests/test_stream.py", "tests/verification"),
+        (
+            "tests/contract",
+            "tests/kernels/test_native.py",
+            "tests/test_small_calls.py",
+            "tests/test_stream.py",
+            "tests/verification",
+        ),
         {
             f"{NATIVE}test_memory_is_handed_out_again_only_when_it_is_free": MEMORY,
             f"{NATIVE}test_the_machines_limits_are_those_of_a_machine": SLOW,
