@@ -14,6 +14,7 @@ import torch
 import unspool
 from unspool import files, introspect, nn
 from unspool.errors import InputError, ModelFileError
+from unspool.introspect import monitor as monitoring
 from unspool.kernels.contract import Gate
 
 
@@ -397,3 +398,12 @@ def test_a_monitor_counts_lags_from_each_sequences_own_last_step() -> None:
             shares.append(by_lag[5] / by_lag[0])
         assert monitor.numbers[f"model.0.{name}/gradient/lag_5"] == pytest.approx(np.median(shares), rel=1e-4)
     assert monitor.numbers["model.0.forward/gate_memory"] > 0
+
+
+def test_a_rows_middle_is_its_median_but_for_what_is_nan() -> None:
+    drawn = np.random.default_rng(0)
+    rows = drawn.random((500, 7))
+    rows[drawn.random(rows.shape) < 0.3] = np.nan
+    rows[drawn.random(rows.shape) < 0.1] = np.inf
+    rows[:, 0] = drawn.random(500)
+    np.testing.assert_array_equal(monitoring._middle(rows), np.nanmedian(rows, 1))
