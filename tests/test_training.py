@@ -779,7 +779,7 @@ def test_a_monitored_run_has_the_bits_of_one_that_is_not(tmp_path: Path) -> None
     for name, tensor in plain.model.state_dict().items():
         assert torch.equal(tensor, watched.model.state_dict()[name]), name
     measured = [record for record in records(tmp_path / "watched") if "monitor" in record]
-    assert [record["step"] for record in measured] == told == [20]
+    assert [record["step"] for record in measured] == told == [25]
     assert {"reader.0.forward/vanished", "reader.0.forward/gate_memory"} <= set(measured[0]["monitor"])
 
 

@@ -108,7 +108,7 @@ def run(
         options: how.
         folder: the run folder.
         config: the whole resolved configuration, for config.toml; plain values and sections of them.
-        monitor: True measures gradients by lag, gates and memory of every twentieth step
+        monitor: True measures gradients by lag, gates and memory of every 25th step
             (`introspect.Monitor`), of the first process's share, writes them to metrics.jsonl and warns in
             words; a function (step, numbers) hands them to a tracker besides.
 

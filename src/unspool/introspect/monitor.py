@@ -35,7 +35,7 @@ class Monitor:
     pass computed anyway.
     """
 
-    def __init__(self, model: Any, *, every: int = 20) -> None:
+    def __init__(self, model: Any, *, every: int = 25) -> None:
         """Watch a model.
 
         Args:
