@@ -60,6 +60,7 @@ def test_under_autocast_its_states_are_narrow(lstm: torch.nn.LSTM, x: Tensor) ->
         try:
             output, _ = lstm(x)
         except RuntimeError as refused:  # oneDNN has no such LSTM where a processor has no AVX-512
-            assert "could not create a primitive descriptor" in str(refused)
+            if "could not create a primitive descriptor" not in str(refused):
+                raise
         else:
             assert output.dtype == torch.bfloat16
