@@ -63,7 +63,7 @@ def _in_words(figures: dict[str, Any]) -> str:
 def sanitized(name: str, files: list[str]) -> dict[str, tuple[bool, list[str]]]:
     """What each file's process came to, pytest's closing line; what was left out; what a fault said."""
     marks = ("tests/", "left out", "ERROR: ", "WARNING: ThreadSanitizer", "runtime error")
-    _, lines = _told([sys.executable, "tests/sanitize.py", name, *files], marks)
+    passed, lines = _told([sys.executable, "tests/sanitize.py", name, *files], marks)
     parts: dict[str, tuple[bool, list[str]]] = {}
     for line in lines:
         file, _, closing = line.partition(".py: ")
@@ -72,6 +72,9 @@ def sanitized(name: str, files: list[str]) -> dict[str, tuple[bool, list[str]]]:
         else:
             good, said = parts.get(f"{name}/", (True, []))
             parts[f"{name}/"] = good and line.startswith("left out"), [*said, line]
+    if not passed and all(good for good, _ in parts.values()):
+        _, said = parts.get(f"{name}/", (True, []))
+        parts[f"{name}/"] = False, [*said, "it ended early: the build failed, or no test was run"]
     return parts
 
 
