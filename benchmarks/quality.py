@@ -82,6 +82,9 @@ SETS = {
     "conll2000": Set("tagging", ("--data", "conll2000"), 3),
     "conll2000-glove": Set("tagging", ("--data", "conll2000", *GLOVE), 3),
     "conll2000-glove-tags": Set("tagging", ("--data", "conll2000", *GLOVE, "--features", "2"), 3),
+    "conll2000-whole-glove-tags": Set(
+        "tagging", ("--data", "conll2000-whole", *GLOVE, "--features", "2", "--num-layers", "2"), 3
+    ),
     "wnut17": Set("tagging", (*NAMES, "wnut17"), 3),
     "wnut17-glove": Set("tagging", (*NAMES, "wnut17", *GLOVE), 3),
     "wnut17-train-dev-glove": Set("tagging", (*NAMES, "wnut17-train-dev", *GLOVE), 3),
@@ -104,6 +107,12 @@ ROWS = (
     Row("conll2000", "chunks, CoNLL-2000", "93.5", "F1, %"),
     Row("conll2000-glove", "chunks, CoNLL-2000, 50-d GloVe", "94.5", "F1, %"),
     Row("conll2000-glove-tags", "chunks, CoNLL-2000, 50-d GloVe, its column 2 (tags) read", "94.5", "F1, %"),
+    Row(
+        "conll2000-whole-glove-tags",
+        "chunks, CoNLL-2000, 50-d GloVe, column 2 read, two layers, all of its train part",
+        "94.5",
+        "F1, %",
+    ),
     Row("wnut17", "entities, WNUT-17", "–", "F1, %"),
     Row("wnut17-glove", "entities, WNUT-17, 50-d GloVe, learned from its train part alone", "36", "F1, %"),
     Row(

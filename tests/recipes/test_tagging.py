@@ -339,3 +339,12 @@ def test_pretrained_vectors_stay_as_they_are_and_reach_words_that_training_lacks
     assert set(served.tables.vectors.tokens[2:]) == set(words)
     table = served._tensors["vectors.weight"][served.tables.vectors.encode([*words, "abc"])]
     assert table.tolist() == [[1, 0] if label == "A" else [0, 1] for label in labels] + [[0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("data", "of"), [("conll2000", "chose the epoch"), ("conll2000-whole", "learned from too")]
+)
+def test_a_card_says_whether_its_dev_part_was_learned_from(outcome: Outcome, data: str, of: str) -> None:
+    description = Tagger.load(outcome.best).description
+    card = tagging.card(description, tagging.Config(data=data), tagging.Options(), "f1", None)
+    assert f"\n| dev ({of}) | not measured |" in card

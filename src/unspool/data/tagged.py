@@ -1,5 +1,6 @@
 """The benchmarks whose words carry labels, by name: which sources each needs, and what is its column."""
 
+import functools
 import os
 import sys
 import zipfile
@@ -94,8 +95,8 @@ def _unsplit(paths: list[Path], column: str, features: Sequence[str]) -> Parts:
     return Parts(train, dev, test)
 
 
-def _conll2000(paths: list[Path], column: str, features: Sequence[str]) -> Parts:
-    """train.txt and test.txt of the archive; a tenth of train is dev."""
+def _conll2000(paths: list[Path], column: str, features: Sequence[str], *, whole: bool = False) -> Parts:
+    """train.txt and test.txt of the archive; a tenth of train is dev, with `whole` learned from too."""
     parts = []
     with zipfile.ZipFile(paths[0]) as archive:
         for name in ("train", "test"):
@@ -103,15 +104,17 @@ def _conll2000(paths: list[Path], column: str, features: Sequence[str]) -> Parts
                 where = f"{paths[0]}/{name}.txt"
                 parts.append(list(conll.sentences(file, where, "columns", features=features)))
     train, dev = hold_out(parts[0])
-    return Parts(train, dev, parts[1])
+    return Parts(parts[0] if whole else train, dev, parts[1])
 
 
+WHOLE = "conll2000-whole"  # its dev part is learned from, and says nothing of other sentences
 _WNUT17 = ("wnut17-train", "wnut17-dev", "wnut17-test")
 BENCHMARKS: dict[str, Benchmark] = {
     "turkish-web": Benchmark("conllu", ("turkish-web",), _unsplit),
     "turkish-wiki": Benchmark("conllu", ("turkish-wiki",), _unsplit),
     "ewt": Benchmark("conllu", ("ewt-train", "ewt-dev", "ewt-test"), _three_files),
     "conll2000": Benchmark("columns", ("conll2000",), _conll2000),
+    WHOLE: Benchmark("columns", ("conll2000",), functools.partial(_conll2000, whole=True)),
     "wnut17": Benchmark("columns", _WNUT17, _three_files),
     "wnut17-train-dev": Benchmark("columns", _WNUT17, _train_and_dev),
 }
@@ -128,7 +131,7 @@ def benchmark(
     """Fetch and read a benchmark's three parts.
 
     Args:
-        name: turkish-web, turkish-wiki, ewt, conll2000, wnut17 or wnut17-train-dev.
+        name: turkish-web, turkish-wiki, ewt, conll2000, conll2000-whole, wnut17 or wnut17-train-dev.
         column: which column of CoNLL-U holds the labels; the other benchmarks have one.
         features: other columns to be read, as for `conll.read`.
         data_dir: the data folder.  None: the variable UNSPOOL_DATA, if it is set.

@@ -39,7 +39,7 @@ class Config(pretraining.Config):
     """What is trained on, and what is trained."""
 
     data: str = "turkish-web"
-    """A benchmark: turkish-web, turkish-wiki, ewt, conll2000, wnut17 or wnut17-train-dev.
+    """A benchmark: turkish-web, turkish-wiki, ewt, conll2000, conll2000-whole, wnut17 or wnut17-train-dev.
     Not used where train is given."""
 
     train: Path | None = None
@@ -487,6 +487,8 @@ def card(
     """The model card: what was trained on what, how well it does, and how it is loaded."""
     shown = ", ".join(description.labels[:12]) + (", …" if len(description.labels) > 12 else "")
     other = ""
+    learned = config.train is None and config.data == tagged.WHOLE
+    of = "learned from too" if learned else "chose the epoch"
     words = '"Time", "flies", "."'
     if config.columns:
         words = ", ".join(f'("{word}"{", …" * len(config.columns)})' for word in ("Time", "flies", "."))
@@ -507,7 +509,7 @@ by unspool {__version__}.
 {other}
 | part | {metric} |
 |---|---|
-| dev (chose the epoch) | {"not measured" if dev is None else f"{dev.metric:.4f}"} |
+| dev ({of}) | {"not measured" if dev is None else f"{dev.metric:.4f}"} |
 
     import unspool
     tagger = unspool.Tagger.load("this folder")
