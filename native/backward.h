@@ -195,14 +195,15 @@ struct BackwardSweep : Sweep {
         if (run.recurrent_mask != nullptr)
           for (int r = 0; r < R; ++r) mask[r] = run.recurrent_mask + batch.stated(d, row(mine, first + r)) * O;
         const auto* masks = &mask;
-        tile<R, kColumns>(
-            G * slots(H), ByRow{work.operand + first}, panel, [](int, int) INLINE_LAMBDA { return Vec{}; },
-            [=](int r, int n, Vec sum) INLINE_LAMBDA {
-              const int64_t column = p * wide + n * W, lanes = smaller(W, O - column);
-              if (lanes <= 0) return;
-              if ((*masks)[r] != nullptr) sum *= load((*masks)[r] + column, lanes);
-              store(to[r] + column, load(to[r] + column, lanes) + sum, lanes);
-            });
+        within_panel(O - p * wide, [&](auto width) INLINE_LAMBDA {
+          tile<R, decltype(width)::value, Product, kColumns>(
+              G * slots(H), ByRow{work.operand + first}, panel, [](int, int) INLINE_LAMBDA { return Vec{}; },
+              [=](int r, int n, Vec sum) INLINE_LAMBDA {
+                const int64_t column = p * wide + n * W, lanes = smaller(W, O - column);
+                if ((*masks)[r] != nullptr) sum *= load((*masks)[r] + column, lanes);
+                store(to[r] + column, load(to[r] + column, lanes) + sum, lanes);
+              });
+        });
       });
     }
     for (int64_t r = 0; r < rows; ++r) {

@@ -164,19 +164,21 @@ struct Products {
   static void add_product(float* product, const float* left_packed, const float* right_panel, int64_t depth,
                           int64_t rows, int64_t columns, bool is_first) {
     for (int64_t p = 0; p * kWide < columns; ++p)
-      for (int64_t j = 0; j < rows; j += kRows) {
-        const int64_t real = smaller(kRows, rows - j);
-        float* to = product + j * columns + p * kWide;
-        tile<kRows, kColumns>(
-            depth, ByToken{left_packed + j, kStride}, right_panel + p * depth * kWide,
-            [](int, int) INLINE_LAMBDA { return Vec{}; },
-            [=](int r, int n, Vec sum) INLINE_LAMBDA {
-              const int64_t lanes = smaller(W, columns - p * kWide - n * W);
-              if (r >= real || lanes <= 0) return;
-              float* at = to + r * columns + n * W;
-              store(at, is_first ? sum : load(at, lanes) + sum, lanes);
-            });
-      }
+      within_panel(columns - p * kWide, [&](auto width) INLINE_LAMBDA {
+        for (int64_t j = 0; j < rows; j += kRows) {
+          const int64_t real = smaller(kRows, rows - j);
+          float* to = product + j * columns + p * kWide;
+          tile<kRows, decltype(width)::value, Product, kColumns>(
+              depth, ByToken{left_packed + j, kStride}, right_panel + p * depth * kWide,
+              [](int, int) INLINE_LAMBDA { return Vec{}; },
+              [=](int r, int n, Vec sum) INLINE_LAMBDA {
+                if (r >= real) return;
+                const int64_t lanes = smaller(W, columns - p * kWide - n * W);
+                float* at = to + r * columns + n * W;
+                store(at, is_first ? sum : load(at, lanes) + sum, lanes);
+              });
+        }
+      });
   }
 
   // sum (rows) += each token's row, or = where it is the first; the rows of a chunk are summed before they join.
@@ -276,12 +278,14 @@ struct Products {
       over_rows(live, [&](auto height, int64_t r0) INLINE_LAMBDA {
         constexpr int R = decltype(height)::value;
         float* const* out_rows = to + r0;
-        tile<R, kColumns>(
-            depth, ByRow{rows + r0}, panel, [](int, int) INLINE_LAMBDA { return Vec{}; },
-            [=](int r, int n, Vec sum) INLINE_LAMBDA {
-              const int64_t column = p * wide + n * W, lanes = smaller(W, I - column);
-              if (lanes > 0) store(out_rows[r] + column, sum, lanes);
-            });
+        within_panel(I - p * wide, [&](auto width) INLINE_LAMBDA {
+          tile<R, decltype(width)::value, Product, kColumns>(
+              depth, ByRow{rows + r0}, panel, [](int, int) INLINE_LAMBDA { return Vec{}; },
+              [=](int r, int n, Vec sum) INLINE_LAMBDA {
+                const int64_t column = p * wide + n * W;
+                store(out_rows[r] + column, sum, smaller(W, I - column));
+              });
+        });
       });
     }
     give_back(own);

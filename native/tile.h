@@ -34,8 +34,10 @@ struct ByToken {
 // sum(r, n) = begin(r, n) + left(r, k) * panel(k, n), for slots k = 0 … depth-1 in that order; then
 // end(r, n, sum).
 //
+// A panel may be Stride vectors wide, of which the first N are multiplied.
+//
 // Never inlined: among the code around it the compiler would keep the sums in memory.
-template <int R, int N, class Multiply = Product, class Left, class Begin, class End>
+template <int R, int N, class Multiply = Product, int Stride = N, class Left, class Begin, class End>
 __attribute__((noinline)) void tile(int64_t depth, Left left, const float* panel, Begin begin, End end) {
   Vec sum[R][N];
 #pragma GCC unroll 8
@@ -48,7 +50,7 @@ __attribute__((noinline)) void tile(int64_t depth, Left left, const float* panel
     for (int r = 0; r < R; ++r) a[r] = splat(left.at(r, k));
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      Vec b = load(panel + (k * N + n) * W);
+      Vec b = load(panel + (k * Stride + n) * W);
       hold(b);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sum[r][n] = Multiply::add(a[r], b, sum[r][n]);
@@ -103,6 +105,23 @@ INLINE void over_rows(int64_t rows, Visit visit) {
       default: if constexpr (kRows > 5) visit(Height<6>{}, first); break;
     }
     first += take;
+  }
+}
+
+template <int N>
+struct Width {
+  static constexpr int value = N;
+};
+
+// Calls visit(Width<N>) with the vectors of a plain product's panel that have any of the `columns` from its first one
+// on: the last panel's others would be multiplied for nothing.
+template <class Visit>
+INLINE void within_panel(int64_t columns, Visit visit) {
+  switch (smaller((columns + W - 1) / W, kColumns)) {
+    case 1: visit(Width<1>{}); break;
+    case 2: visit(Width<2>{}); break;
+    case 3: visit(Width<3>{}); break;
+    default: visit(Width<kColumns>{});
   }
 }
 
