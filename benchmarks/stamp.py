@@ -43,11 +43,16 @@ def _git(*command: str) -> str:
 
 
 def machine() -> str:
-    """The processor's name, where the system tells it, and how many cores there are."""
+    """The processor's name, family and model, where the system tells them, and how many cores there are.
+
+    Several generations go by one name: an AMD EPYC of family 25 is a Zen 3 or 4, one of family 26 a Zen 5.
+    """
     name = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":")[1].strip()
+        lines = [line.partition(":") for line in information.read_text().splitlines()]
+        told = {key.strip(): value.strip() for key, _, value in lines}
+        name = told.get("model name", name)
+        if "cpu family" in told:
+            name += f" (family {told['cpu family']}, model {told['model']})"
     return f"{name}, {os.cpu_count()} cores"
