@@ -158,11 +158,13 @@ def train(name: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [str(Path(sys.executable).parent / "unspool"), "train", SETS[name].recipe, *options]
         started = time.perf_counter()
-        printed = subprocess.run(
-            [*command, "--json", "--quiet", "-o", f"{folder}/run"], check=True, capture_output=True, text=True
-        ).stdout
+        done = subprocess.run(
+            [*command, "--json", "--quiet", "-o", f"{folder}/run"], capture_output=True, text=True
+        )
+        if done.returncode:
+            sys.exit(f"{' '.join(command[1:])} ended with {done.returncode}:\n{done.stderr}")
         seconds = time.perf_counter() - started
-        outcome = json.loads(printed)
+        outcome = json.loads(done.stdout)
         log = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
         epochs = [record for record in map(json.loads, log) if "epoch" in record]
     return {

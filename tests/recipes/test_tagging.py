@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from unspool import Tagger, crf, sentences, tagger
+from unspool import Tagger, crf, files, sentences, tagger
 from unspool.data import batches, conll
 from unspool.errors import ConfigError, DataError, InputError, ModelFileError
 from unspool.recipes import reader, tagging
-from unspool.recipes.outcome import Outcome
+from unspool.recipes.outcome import Outcome, note_test
 
 SMALL = {
     "hidden_size": 24,
@@ -344,7 +344,12 @@ def test_pretrained_vectors_stay_as_they_are_and_reach_words_that_training_lacks
 @pytest.mark.parametrize(
     ("data", "of"), [("conll2000", "chose the epoch"), ("conll2000-whole", "learned from too")]
 )
-def test_a_card_says_whether_its_dev_part_was_learned_from(outcome: Outcome, data: str, of: str) -> None:
+def test_a_card_says_whether_its_dev_part_was_learned_from(
+    outcome: Outcome, data: str, of: str, tmp_path: Path
+) -> None:
     description = Tagger.load(outcome.best).description
     card = tagging.card(description, tagging.Config(data=data), tagging.Options(), "f1", None)
-    assert f"\n| dev ({of}) | not measured |" in card
+    files.write_folder(tmp_path / "model", {**files.read_folder(outcome.best), "README.md": card.encode()})
+    note_test(tmp_path / "model", "0.9460")
+    noted = (tmp_path / "model" / "README.md").read_text()
+    assert f"\n| dev ({of}) | not measured |\n| test | 0.9460 |\n" in noted

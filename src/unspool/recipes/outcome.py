@@ -78,6 +78,6 @@ def note_test(best: Path, cell: str) -> None:
     kept = files.read_folder(best)
     # A finished run that is resumed comes here again: its card has the row already.
     lines = [line for line in kept[serving.CARD].decode().split("\n") if not line.startswith("| test |")]
-    row = next(i for i, line in enumerate(lines) if line.startswith("| dev (chose"))
+    row = next(i for i, line in enumerate(lines) if line.startswith("| dev ("))
     lines.insert(row + 1, f"| test | {cell} |")
     files.write_folder(best, {**kept, serving.CARD: "\n".join(lines).encode()})
