@@ -286,19 +286,25 @@ MUTANTS = (
     Mutant(
         "a thread begins every other chunk of a weight's gradient with the total, not with 0",
         PRODUCTS,
-        "        tile<kRows, kColumns>(\n"
-        "            depth, ByToken{left_packed + j, kStride}, right_panel + p * depth * kWide,\n"
-        "            [](int, int) INLINE_LAMBDA { return Vec{}; },\n",
-        "        static thread_local int64_t calls = 0;\n"
-        "        const bool total = !is_first && (++calls & 1) != 0;\n"
-        "        const bool outer = is_first, joined = outer || total;\n"
-        "        const bool is_first = joined;\n"
-        "        tile<kRows, kColumns>(\n"
-        "            depth, ByToken{left_packed + j, kStride}, right_panel + p * depth * kWide,\n"
-        "            [=](int r, int n) INLINE_LAMBDA {\n"
-        "              const int64_t lanes = columns - p * kWide - n * W;\n"
-        "              return total && r < real ? load(to + r * columns + n * W, lanes) : Vec{};\n"
-        "            },\n",
+        "          tile<kRows, decltype(width)::value, Product, kColumns>(\n"
+        "              depth, ByToken{left_packed + j, kStride}, right_panel + p * depth * kWide,\n"
+        "              [](int, int) INLINE_LAMBDA { return Vec{}; },\n",
+        "          static thread_local int64_t calls = 0;\n"
+        "          const bool total = !is_first && (++calls & 1) != 0;\n"
+        "          const bool outer = is_first, joined = outer || total;\n"
+        "          const bool is_first = joined;\n"
+        "          tile<kRows, decltype(width)::value, Product, kColumns>(\n"
+        "              depth, ByToken{left_packed + j, kStride}, right_panel + p * depth * kWide,\n"
+        "              [=](int r, int n) INLINE_LAMBDA {\n"
+        "                const int64_t lanes = columns - p * kWide - n * W;\n"
+        "                return total && r < real ? load(to + r * columns + n * W, lanes) : Vec{};\n"
+        "              },\n",
+    ),
+    Mutant(
+        "of a panel's last vector that is not full nothing is multiplied",
+        TILE,
+        "switch (smaller((columns + W - 1) / W, kColumns))",
+        "switch (smaller(larger(columns / W, 1), kColumns))",
     ),
     Mutant(
         "the last vector of a row is stored one lane too wide",
